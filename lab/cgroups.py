@@ -1,0 +1,97 @@
+"""A control group of its own for every container, in every hierarchy the machine has.
+
+Without it the systemds of several containers would share one tree and break each other. Where systemd
+runs this machine it owns the tree, so each container asks it for a delegated scope; where it does not
+(a CI runner), the groups are made by hand, in v1 hierarchies and v2 alike.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from pathlib import Path
+
+MOUNTS = Path("/proc/self/mountinfo")
+
+
+def name(slot: int, host: str) -> str:
+    return f"hosttune{slot}-{host}"
+
+
+def systemd_runs() -> bool:
+    """Whether systemd is this machine's PID 1 (sd_booted(3))."""
+    return Path("/run/systemd/system").is_dir()
+
+
+def scope(group: str, memory: int) -> list[str]:
+    """The words that start a command in a scope of its own; the scope goes when its processes have gone."""
+    limits = [f"--property=MemoryMax={memory}", "--property=Delegate=yes"]
+    return ["systemd-run", "--quiet", "--scope", "--collect", f"--unit={group}.scope", *limits, "--"]
+
+
+def hierarchies(mountinfo: str) -> list[tuple[Path, str]]:
+    """(mount point, file system type) of every control group hierarchy."""
+    found = {}
+    for line in mountinfo.splitlines():
+        left, _, right = line.partition(" - ")
+        kind = right.split()[0]
+        if kind in ("cgroup", "cgroup2"):
+            found[Path(left.split()[4])] = kind
+    return sorted(found.items())
+
+
+def make(group: str, memory: int) -> list[Path]:
+    """Make the group in every hierarchy; returns the folders a process must join."""
+    made = []
+    for root, kind in hierarchies(MOUNTS.read_text()):
+        folder = root / group
+        if kind == "cgroup2":
+            _share_controllers(root)
+        folder.mkdir(exist_ok=True)
+        for inherited in ("cpuset.cpus", "cpuset.mems"):
+            # A v1 cpuset starts empty and takes no process until it has CPUs and memory.
+            if kind == "cgroup" and (folder / inherited).exists():
+                (folder / inherited).write_text((root / inherited).read_text())
+        for limit in ("memory.limit_in_bytes", "memory.max"):
+            if (folder / limit).exists():
+                (folder / limit).write_text(str(memory))
+        if (folder / "devices.deny").exists():
+            # No disk of the machine can be opened from inside, not even through a node made with mknod.
+            (folder / "devices.deny").write_text("b *:* rwm")
+        made.append(folder)
+    return made
+
+
+def _share_controllers(root: Path) -> None:
+    for controller in (root / "cgroup.controllers").read_text().split():
+        with contextlib.suppress(OSError):  # in use by a v1 hierarchy, or processes live in the root itself
+            (root / "cgroup.subtree_control").write_text(f"+{controller}")
+
+
+def remove(group: str) -> None:
+    """Remove the group everywhere, killing what is left inside: whatever lives there is the host's."""
+    for root, _ in hierarchies(MOUNTS.read_text()):
+        folder = root / group
+        deadline = time.monotonic() + 5
+        while folder.is_dir():
+            for path, _, _ in os.walk(folder, topdown=False):
+                _kill_members(Path(path))
+                with contextlib.suppress(OSError):  # still busy: the dead take a moment to leave
+                    Path(path).rmdir()
+            if time.monotonic() > deadline:
+                break
+            if folder.is_dir():
+                time.sleep(0.05)
+
+
+def _kill_members(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        for pid in (folder / "cgroup.procs").read_text().split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+
+
+def remains(group: str) -> list[Path]:
+    return [root / group for root, _ in hierarchies(MOUNTS.read_text()) if (root / group).is_dir()]

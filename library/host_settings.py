@@ -1,0 +1,261 @@
+#!/usr/bin/python
+"""Converges a host's settings: the thin Ansible face of hosttune.engine."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: host_settings
+short_description: Read, judge, apply and undo the settings of a host
+version_added: "0.1.0"
+description:
+  - Brings kernel parameters, modules, sysfs values, disk queues, mount options, limits, units, files,
+    services and server parameters of one host to their desired values, in one call whatever their number.
+  - A call states the whole set of each owner it names. What the host's manifest or ledger holds of that owner
+    and the call does not name is undone.
+  - Every value is read back. Originals are kept in a ledger on the host before the first write.
+options:
+  owner:
+    description:
+      - The role that manages the settings given as one dict a kind. Implies O(partial=true).
+      - Mutually exclusive with O(owners).
+    type: str
+  owners:
+    description:
+      - "All settings of the host: owner, kind, name, value."
+      - With O(state=absent) only the owners' names count; without any, everything is undone.
+    type: dict
+  partial:
+    description:
+      - The call speaks for the owners it names only.
+      - Others keep what they have, and conflicts with them are refused.
+    type: bool
+    default: false
+  state:
+    description: V(present) converges; V(absent) gives back what was there before, from the ledger.
+    type: str
+    choices: [present, absent]
+    default: present
+  sysctl:
+    description: Kernel parameters by dotted name; slash form where an interface name has dots.
+    type: dict
+  module:
+    description: Kernel modules by name, V(loaded) or V(unloaded).
+    type: dict
+  sysfs:
+    description: Values of files below /sys by path.
+    type: dict
+  block:
+    description: Disk queue attributes by DEVICE_OR_CLASS/ATTR; classes are nvme, ssd, rotational and virtio.
+    type: dict
+  mount:
+    description: Mount options by mount point, as a comma-separated list of those that must be in force.
+    type: dict
+  limit:
+    description: Limits of login sessions (pam_limits) by DOMAIN/TYPE/ITEM.
+    type: dict
+  file:
+    description:
+      - "Whole files by path: a dict of C(content), C(mode) (quoted), C(owner), C(group), C(secret), and
+        C(reload) or C(restart) (units)."
+    type: dict
+  manager:
+    description: Directives of systemd's own configuration (system.conf.d) by name.
+    type: dict
+  unit:
+    description: Directives of units by UNIT/SECTION/DIRECTIVE, written as drop-ins.
+    type: dict
+  postgres:
+    description: Server parameters by CLUSTER/NAME, such as 15/main/work_mem.
+    type: dict
+  service:
+    description: "States of units as words: enabled, disabled, masked, active, inactive."
+    type: dict
+  notes:
+    description: "Why, risk and source of settings: kind, name, then a dict of text. Kept in the manifest."
+    type: dict
+    default: {}
+  packages:
+    description:
+      - Debian packages by owner. While one is missing, check mode says C(unknown, after installing it) of the
+        settings that it brings.
+    type: dict
+    default: {}
+  run:
+    description: Who runs this, recorded in manifest and ledger (id, commit, operator).
+    type: dict
+    default: {}
+  topology_fingerprint:
+    description: Fingerprint of the C(host_topology) fact from which the values were computed.
+    type: str
+    default: ""
+  lock_wait_seconds:
+    description: How long to wait for another run on this host before refusing.
+    type: float
+    default: 60
+  root:
+    description: Another root folder, for tests. Commands of the host are not run below it.
+    type: path
+    default: /
+attributes:
+  check_mode:
+    support: full
+    description: Says exactly what an apply would change, and writes nothing.
+  diff_mode:
+    support: full
+    description: Files and live values; secret files are named, never shown.
+author: hosttune
+"""
+
+EXAMPLES = r"""
+- name: One role's settings
+  host_settings:
+    owner: kernel
+    sysctl:
+      vm.swappiness: "10"
+      net.core.rmem_max: "16777216"
+    sysfs:
+      kernel/mm/transparent_hugepage/enabled: never
+
+- name: The whole host, all owners in one call
+  host_settings:
+    owners:
+      kernel: "{{ kernel_settings }}"
+      limits: "{{ limits_settings }}"
+
+- name: Give back all that role kernel changed
+  host_settings:
+    owner: kernel
+    state: absent
+"""
+
+RETURN = r"""
+settings:
+  description: Every setting of the call with its planes and verdict at the end of the run (check mode, now).
+  returned: always
+  type: list
+  elements: dict
+  sample:
+    - owner: kernel
+      kind: sysctl
+      name: vm.swappiness
+      desired: "10"
+      live: "10"
+      persisted: {value: "10", file: /etc/sysctl.d/60-hosttune-kernel.conf, line: 2, overridden: []}
+      before: {live: "60", persisted: null, verdict: drift}
+      verdict: in_sync
+      changed: true
+      needs: none
+      reason: ""
+counts:
+  description: Number of settings by verdict.
+  returned: always
+  type: dict
+  sample: {in_sync: 41, unsupported: 3}
+pending:
+  description: Settings that wait for a restart, a reboot or the closed market.
+  returned: always
+  type: list
+  elements: dict
+undone:
+  description: Settings given back, with the values that were there before.
+  returned: always
+  type: list
+  elements: dict
+failures:
+  description: What could not be done or read; not empty means the task failed.
+  returned: always
+  type: list
+  elements: str
+aside:
+  description: Files that somebody edited since and that undo kept aside.
+  returned: always
+  type: list
+  elements: str
+manifest_digest:
+  description: sha256 over the desired settings.
+  returned: always
+  type: str
+topology_matches:
+  description: Whether the host still is the machine of O(topology_fingerprint).
+  returned: always
+  type: bool
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.hosttune import engine, kinds
+from ansible.module_utils.hosttune.model import Refusal
+from ansible.module_utils.hosttune.system import System
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "owner": {"type": "str"},
+            "owners": {"type": "dict"},
+            "partial": {"type": "bool", "default": False},
+            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+            "notes": {"type": "dict", "default": {}},
+            "packages": {"type": "dict", "default": {}},
+            "run": {"type": "dict", "default": {}},
+            "topology_fingerprint": {"type": "str", "default": ""},
+            "lock_wait_seconds": {"type": "float", "default": 60.0},
+            "root": {"type": "path", "default": "/"},
+            **{kind: {"type": "dict"} for kind in kinds.ORDER},
+        },
+        mutually_exclusive=[("owner", "owners")],
+        supports_check_mode=True,
+    )
+    options = module.params
+    present = options["state"] == "present"
+    by_kind = {kind: options[kind] for kind in kinds.ORDER if options[kind]}
+    owners = options["owners"] or {}
+    if options["owner"]:
+        owners = {options["owner"]: by_kind}
+    elif by_kind:
+        module.fail_json(
+            msg=f"{', '.join(by_kind)}: settings without an owner. Name the role in 'owner', or use 'owners'"
+        )
+    elif present and options["owners"] is None:
+        module.fail_json(msg="nothing is asked for. Give 'owner' with settings, or 'owners'")
+    try:
+        report = engine.converge(
+            System(options["root"]),
+            engine.Request(
+                owners=owners,
+                present=present,
+                partial=options["partial"] or bool(options["owner"]),
+                check=module.check_mode,
+                notes=options["notes"],
+                packages=options["packages"],
+                run=options["run"],
+                topology_fingerprint=options["topology_fingerprint"],
+                lock_wait_seconds=options["lock_wait_seconds"],
+            ),
+        )
+    except Refusal as refusal:
+        module.fail_json(msg=str(refusal), thing=refusal.thing, remedy=refusal.remedy)
+    except OSError as error:
+        module.fail_json(
+            msg=f"{error.filename or 'host'}: {error.strerror}. What was changed so far is in the ledger; "
+            "mend the cause and run again, or undo"
+        )
+    result = {
+        "changed": report.changed,
+        "settings": [judged.as_dict() for judged in report.settings],
+        "counts": report.counts(),
+        "pending": report.pending(),
+        "undone": report.undone,
+        "failures": report.failures,
+        "aside": report.aside,
+        "manifest_digest": report.manifest_digest,
+        "topology_matches": report.topology_matches,
+        "diff": report.diff,
+    }
+    if report.failures and not module.check_mode:
+        module.fail_json(msg="; ".join(report.failures), **result)
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""What every kind can do. The engine knows kinds through this class only."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+from ..model import MANAGED_BY, Change, FileImage, Planes, Setting, as_text
+from ..system import System
+
+
+class Kind:
+    """One family of settings on one host.
+
+    Subclasses read in batches (one command for all their names), never raise for a single unreadable
+    setting (they answer Planes(unknown=reason)), and write nothing outside `activate`: files are rendered
+    here and written by the engine, which keeps their originals.
+    """
+
+    #: as in the inventory
+    name: ClassVar[str]
+    #: what changing one of these does to a running host
+    disruption: ClassVar[str] = "silent"
+
+    def __init__(self, system: System) -> None:
+        self.system = system
+
+    # names and values
+
+    def text(self, name: str, value: Any) -> str:
+        """The value from the inventory as the system would print it; raises Refusal."""
+        return as_text(self.name, name, value)
+
+    def check(self, settings: Sequence[Setting], packages: Mapping[str, Sequence[str]]) -> None:
+        """Refuses names and values that cannot be; raises Refusal. `packages`: owner -> still missing ones.
+
+        Called before anything is touched. A name that only a missing package will bring is no mistake.
+        """
+
+    def target(self, name: str, asked: str, baseline: str | None) -> str:
+        """The value to converge to, given what was live before the suite first touched it.
+
+        Differs from `asked` where lowering harms (raise-only).
+        """
+        return asked
+
+    def same(self, name: str, wanted: str, found: str) -> bool:
+        """Whether two texts are the same value in this kind's units."""
+        return wanted == found
+
+    def recall(self, setting: Setting) -> None:
+        """Learns what the manifest keeps of a setting beside its value (`setting.asked`)."""
+
+    def options(self, setting: Setting) -> dict[str, Any] | None:
+        """What the manifest shall keep of a setting beside its value."""
+        return None
+
+    def clamps(self, name: str, wanted: str, found: str) -> str:
+        """Why the kernel may well take `found` instead of `wanted` (rounding); empty where it may not."""
+        return ""
+
+    # planes
+
+    def read(self, names: Sequence[str]) -> dict[str, Planes]:
+        """The planes of each name."""
+        raise NotImplementedError
+
+    # persistence
+
+    def managed_file(self, owner: str, name: str) -> str | None:
+        """The file in which we persist this setting of this owner; None where the kind has none."""
+        return None
+
+    def render(self, owner: str, settings: Sequence[Setting]) -> dict[str, FileImage]:
+        """The managed files of `owner` that persist `settings` (all of the owner's of this kind)."""
+        by_file: dict[str, list[Setting]] = {}
+        for setting in settings:
+            path = self.managed_file(owner, setting.name)
+            if path is not None:
+                by_file.setdefault(path, []).append(setting)
+        return {
+            path: FileImage(
+                (self.header(owner) + self.body(sorted(found, key=lambda one: one.name))).encode()
+            )
+            for path, found in by_file.items()
+        }
+
+    def header(self, owner: str) -> str:
+        return f"# {MANAGED_BY}, role {owner}: changes made here are found as drift and replaced.\n"
+
+    def body(self, settings: Sequence[Setting]) -> str:
+        """The lines of one managed file."""
+        raise NotImplementedError
+
+    def edits(
+        self, settings: Sequence[Setting], undone: Mapping[str, Mapping[str, Any]]
+    ) -> dict[str, FileImage]:
+        """Files the suite shares with others (fstab), as they shall be.
+
+        `undone` maps names to what the ledger holds of them (`live`, `persisted`) before we came.
+        """
+        return {}
+
+    # the live plane
+
+    def activate(self, changes: Sequence[Change], files: Iterable[str]) -> dict[str, str]:
+        """Makes values live. `files` are the managed files of this kind just written or removed.
+
+        Returns name -> why it failed, for those that did.
+        """
+        return {}
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A remedy that names the nearest known names, empty where none is near."""
+    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.7)
+    return f"Did you mean {' or '.join(near)}?" if near else ""
+
+
+def ordered_files(system: System, folders: Sequence[str], suffix: str) -> list[str]:
+    """Files as systemd reads them: by base name over all folders, the first folder masks the later ones.
+
+    A link to /dev/null (or an empty file, which then defines nothing) masks the name. Source: sysctl.d(5).
+    """
+    chosen: dict[str, str] = {}
+    for folder in folders:
+        for name in system.names(folder):
+            if name.endswith(suffix) and name not in chosen:
+                chosen[name] = f"{folder}/{name}"
+    found = []
+    for name in sorted(chosen):
+        real = system.path(chosen[name])
+        if os.path.islink(real) and os.readlink(real) == "/dev/null":
+            continue
+        found.append(chosen[name])
+    return found

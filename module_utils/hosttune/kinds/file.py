@@ -1,0 +1,185 @@
+"""Kind file: a whole rendered file.
+
+Value in the inventory: {content, mode: "0644", owner: root, group: root, secret: false, reload: UNIT,
+restart: UNIT}. As text, on every plane, it is `sha256:DIGEST MODE OWNER:GROUP`; of a secret one the digest is
+keyed with a key that never leaves the host, so that nobody can try passwords against it.
+`reload` names a unit that is reloaded when the file changed; `restart` one that reads the file at its start
+only: until it has restarted the setting is `pending_restart`.
+"""
+
+from __future__ import annotations
+
+import grp
+import hashlib
+import hmac
+import os
+import pwd
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from .. import atomic, keys
+from ..model import Change, Definition, FileImage, Planes, Refusal, Setting
+from ..systemd import Systemd
+from .base import Kind
+
+OPTIONS = {"content", "mode", "owner", "group", "secret", "reload", "restart"}
+
+
+class FileKind(Kind):
+    name = "file"
+
+    def __init__(self, system: Any) -> None:
+        super().__init__(system)
+        self.systemd = Systemd(system)
+        self._asked: dict[str, dict[str, Any]] = {}
+
+    def text(self, name: str, value: Any) -> str:
+        thing = f"file {name}"
+        if isinstance(value, str):
+            # A manifest or ledger holds the text form alone.
+            return value
+        if not isinstance(value, dict) or not isinstance(value.get("content"), str):
+            raise Refusal(
+                "has no content", thing=thing, remedy="Give a dict with content, mode, owner and group"
+            )
+        unknown = set(value) - OPTIONS
+        if unknown:
+            raise Refusal(
+                f"has no option {', '.join(sorted(unknown))}",
+                thing=thing,
+                remedy=f"Options are {', '.join(sorted(OPTIONS))}",
+            )
+        mode = value.get("mode", "0644")
+        if not isinstance(mode, str) or not re.match(r"0?[0-7]{3,4}\Z", mode):
+            raise Refusal(
+                f"the mode {mode!r} is no octal text",
+                thing=thing,
+                remedy='Write it in quotes, such as "0644"',
+            )
+        if not name.startswith("/") or os.path.normpath(name) != name:
+            raise Refusal(
+                "is no absolute path",
+                thing=thing,
+                remedy="Give the whole path, without '..' and double slashes",
+            )
+        self._asked[name] = value
+        digest = self._digest(name, value["content"].encode())
+        return f"{digest} {int(mode, 8):04o} {value.get('owner', 'root')}:{value.get('group', 'root')}"
+
+    def check(self, settings: Sequence[Setting], packages: Mapping[str, Sequence[str]]) -> None:
+        for setting in settings:
+            value = setting.asked if isinstance(setting.asked, dict) else {}
+            for look_up, name, what in (
+                (pwd.getpwnam, value.get("owner"), "user"),
+                (grp.getgrnam, value.get("group"), "group"),
+            ):
+                if name and not packages.get(setting.owner):
+                    try:
+                        look_up(name)
+                    except KeyError:
+                        raise Refusal(
+                            f"there is no {what} {name}",
+                            thing=str(setting),
+                            remedy=f"Make the {what} first, or name another",
+                        ) from None
+
+    def _digest(self, name: str, content: bytes) -> str:
+        asked = self._asked.get(name, {})
+        if asked.get("secret"):
+            return "hmac-sha256:" + hmac.new(keys.host_key(self.system), content, hashlib.sha256).hexdigest()
+        return "sha256:" + hashlib.sha256(content).hexdigest()
+
+    def recall(self, setting: Setting) -> None:
+        self._asked[setting.name] = dict(setting.asked or {})
+
+    def options(self, setting: Setting) -> dict[str, Any] | None:
+        asked = self._asked.get(setting.name, {})
+        return {key: asked[key] for key in ("secret", "reload", "restart") if asked.get(key)} or None
+
+    # planes
+
+    def read(self, names: Sequence[str]) -> dict[str, Planes]:
+        units = self.systemd.show(
+            {unit for name in names for unit in self._restarts(name)},
+            ("ActiveState", "ExecMainStartTimestamp"),
+        )
+        return {name: self._read_one(name, units) for name in names}
+
+    def _restarts(self, name: str) -> list[str]:
+        unit = self._asked.get(name, {}).get("restart")
+        return [unit] if unit else []
+
+    def _read_one(self, name: str, units: Mapping[str, Mapping[str, str]]) -> Planes:
+        planes = Planes(has_live=False)
+        try:
+            image = atomic.read_image(self.system.path(name))
+        except OSError as error:
+            planes.unknown = f"{name}: {error.strerror}"
+            return planes
+        if image is None:
+            return planes
+        text = f"{self._digest(name, image.content)} {image.mode:04o} {_user(image.uid)}:{_group(image.gid)}"
+        planes.definitions = [Definition(text, name)]
+        for unit in self._restarts(name):
+            started = self.systemd.seconds(units.get(unit, {}).get("ExecMainStartTimestamp", ""))
+            if units.get(unit, {}).get("ActiveState") == "active" and started is not None:
+                newer = os.stat(self.system.path(name)).st_mtime > started
+                planes.process = f"what {name} held before {unit} started" if newer else text
+                planes.needs = "restart" if newer else "none"
+        return planes
+
+    # persistence
+
+    def managed_file(self, owner: str, name: str) -> str:
+        return name
+
+    def render(self, owner: str, settings: Sequence[Setting]) -> dict[str, FileImage]:
+        return {setting.name: image for setting in settings for image in [self._image(setting)] if image}
+
+    def _image(self, setting: Setting) -> FileImage | None:
+        value = setting.asked
+        if not isinstance(value, dict) or "content" not in value:
+            return None  # known from a manifest only: it is judged, never written
+        return FileImage(
+            value["content"].encode(),
+            int(value.get("mode", "0644"), 8),
+            pwd.getpwnam(value.get("owner", "root")).pw_uid,
+            grp.getgrnam(value.get("group", "root")).gr_gid,
+            secret=bool(value.get("secret")),
+        )
+
+    def activate(self, changes: Sequence[Change], files: Iterable[str]) -> dict[str, str]:
+        failed = {}
+        done: dict[str, str] = {}
+        files = list(files)
+        if any(path.startswith("/etc/systemd/system/") for path in files):
+            ended = self.system.run("systemctl", "daemon-reload")
+            if not ended.ok:
+                failed.update(dict.fromkeys(files, f"systemctl daemon-reload: {ended.err.strip()}"))
+        for path in files:
+            unit = self._asked.get(path, {}).get("reload")
+            if unit and unit not in done:
+                ended = (
+                    self.system.run("systemctl", "try-reload-or-restart", unit)
+                    if unit.endswith(".socket")
+                    else self.system.run("systemctl", "reload", unit)
+                )
+                done[unit] = "" if ended.ok else f"systemctl reload {unit}: {ended.err.strip()}"
+            if unit and done[unit]:
+                failed[path] = done[unit]
+        return failed
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _group(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)

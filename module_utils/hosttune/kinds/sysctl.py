@@ -1,0 +1,280 @@
+"""Kind sysctl: /proc/sys and sysctl.d.
+
+Persisted truth is computed as systemd-sysctl computes it (sysctl.d(5)): files by base name over the folders
+below, where the first folder masks the later ones; within that order the last assignment wins; a key with
+globs counts only where no file names the key literally; `-key` alone takes a key out of later globs, and a
+`-` before an assignment only means that a failure is ignored.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from ..model import Change, Definition, Planes, Refusal, Setting, squeeze
+from ..system import KERNEL_SHARED
+from .base import Kind, did_you_mean, ordered_files
+
+FOLDERS = ("/etc/sysctl.d", "/run/sysctl.d", "/usr/local/lib/sysctl.d", "/usr/lib/sysctl.d", "/lib/sysctl.d")
+
+#: Lowering these harms: they are floors (catalogue D, "never-lower keys"). Value: which fields are raised.
+RAISE_ONLY = {
+    "fs.file-max": (0,),
+    "fs.nr_open": (0,),
+    "fs.aio-max-nr": (0,),
+    "kernel.pid_max": (0,),
+    "kernel.threads-max": (0,),
+    "net.core.rmem_max": (0,),
+    "net.core.wmem_max": (0,),
+    "net.core.somaxconn": (0,),
+    "net.ipv4.tcp_max_syn_backlog": (0,),
+    "net.ipv4.tcp_rmem": (1, 2),
+    "net.ipv4.tcp_wmem": (1, 2),
+    "vm.max_map_count": (0,),
+}
+
+#: Real keys that not every kernel has: absent ones are `unsupported`, not a mistake in the name.
+CONDITIONAL = {
+    "kernel.nmi_watchdog": "the kernel was built without the hard-lockup detector",
+    "kernel.numa_balancing": "the kernel was built without CONFIG_NUMA_BALANCING",
+    "kernel.sched_autogroup_enabled": "the kernel was built without CONFIG_SCHED_AUTOGROUP",
+    "net.core.busy_poll": "the kernel was built without CONFIG_NET_RX_BUSY_POLL (as PREEMPT_RT ones are)",
+    "net.core.busy_read": "the kernel was built without CONFIG_NET_RX_BUSY_POLL (as PREEMPT_RT ones are)",
+    "net.core.default_qdisc": "only the machine's own network namespace has it",
+    "net.core.netdev_budget": "only the machine's own network namespace has it",
+    "net.core.netdev_budget_usecs": "only the machine's own network namespace has it",
+    "net.core.netdev_max_backlog": "only the machine's own network namespace has it",
+    "net.ipv4.tcp_rto_min_us": "only kernels from 6.11 have it",
+    "vm.compaction_proactiveness": "the kernel was built without CONFIG_COMPACTION",
+    "vm.hugetlb_shm_group": "the kernel was built without huge pages",
+    "vm.zone_reclaim_mode": "the kernel was built without CONFIG_NUMA",
+}
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./:@*?\-]*\Z")
+
+
+def to_path(name: str) -> str:
+    """The path below /proc/sys of a dotted or slashed key.
+
+    As sysctl.d(5): where the first separator is a slash, slashes separate and dots are literal; where it is
+    a dot, dots separate and a slash stands for a literal dot (net.ipv4.conf.eth0/100.rp_filter).
+    """
+    separators = [char for char in name if char in "./"]
+    if separators and separators[0] == "/":
+        return name
+    return name.translate(str.maketrans("./", "/."))
+
+
+def to_name(path: str) -> str:
+    """The dotted key of a path below /proc/sys."""
+    return path.translate(str.maketrans("./", "/."))
+
+
+class SysctlKind(Kind):
+    name = "sysctl"
+
+    # names
+
+    def _own(self, path: str) -> str:
+        """Why a key of this path is not this host's own; empty where it is."""
+        if not self.system.container:
+            return ""
+        if not path.startswith("net/"):
+            return KERNEL_SHARED
+        # This key exists in the machine's own network namespace only: seeing it means sharing that one.
+        if self.system.exists("/proc/sys/net/core/dev_weight"):
+            return "network namespace shared with the machine"
+        return ""
+
+    def check(self, settings: Sequence[Setting], packages: Mapping[str, Sequence[str]]) -> None:
+        for setting in settings:
+            if (
+                not _NAME.match(setting.name)
+                or ".." in setting.name
+                or "*" in setting.name
+                or "?" in setting.name
+            ):
+                raise Refusal(
+                    "is no sysctl name", thing=str(setting), remedy="Names are dotted, such as vm.swappiness"
+                )
+            path = to_path(setting.name)
+            if self.system.exists(f"/proc/sys/{path}") or setting.name in CONDITIONAL:
+                self._check_type(setting, path)
+                continue
+            if setting.notes.get("module"):
+                continue  # its module, which the same call loads, brings it
+            folder = os.path.dirname(path)
+            known = [to_name(f"{folder}/{leaf}") for leaf in self.system.names(f"/proc/sys/{folder}")]
+            if not known:
+                known = [
+                    to_name(f"{top}/{leaf}")
+                    for top in self._tops()
+                    for leaf in self.system.names(f"/proc/sys/{top}")
+                ]
+            raise Refusal(
+                "this kernel has no such sysctl",
+                thing=str(setting),
+                remedy=did_you_mean(setting.name, known)
+                or "Check the name, or name the module that brings it in its note",
+            )
+
+    def _tops(self) -> list[str]:
+        return ["vm", "kernel", "fs", "net/core", "net/ipv4", "net/ipv6"]
+
+    def _check_type(self, setting: Setting, path: str) -> None:
+        """A number where the kernel shows numbers, and as many as it shows."""
+        try:
+            live = self.system.read_value(f"/proc/sys/{path}")
+        except OSError:
+            return  # `read` says why it is unknown
+        numbers = re.compile(r"-?\d+( -?\d+)*\Z")
+        if not numbers.match(live):
+            return
+        if not numbers.match(setting.value):
+            raise Refusal(
+                f"'{setting.value}' is not of its type: the kernel shows {live}",
+                thing=str(setting),
+                remedy="Give a whole number"
+                if " " not in live
+                else f"Give {len(live.split())} whole numbers",
+            )
+        if len(setting.value.split()) != len(live.split()):
+            raise Refusal(
+                f"'{setting.value}' has {len(setting.value.split())} fields, the kernel shows {live}",
+                thing=str(setting),
+                remedy=f"Give {len(live.split())} whole numbers",
+            )
+
+    def target(self, name: str, asked: str, baseline: str | None) -> str:
+        fields = RAISE_ONLY.get(name)
+        if fields is None or baseline is None:
+            return asked
+        wanted, found = asked.split(), baseline.split()
+        if len(wanted) != len(found):
+            return asked
+        for index in fields:
+            if index < len(found) and int(found[index]) > int(wanted[index]):
+                wanted[index] = found[index]
+        return " ".join(wanted)
+
+    # planes
+
+    def read(self, names: Sequence[str]) -> dict[str, Planes]:
+        persisted = self._persisted({to_path(name) for name in names})
+        return {name: self._read_one(name, persisted[to_path(name)]) for name in names}
+
+    def _read_one(self, name: str, definitions: list[Definition]) -> Planes:
+        path = to_path(name)
+        planes = Planes(definitions=definitions)
+        foreign = self._own(path)
+        try:
+            planes.live = self.system.read_value(f"/proc/sys/{path}")
+        except FileNotFoundError:
+            reason = foreign or CONDITIONAL.get(name, "this kernel has no such key")
+            planes.unsupported = f"{reason}: no /proc/sys/{path}"
+            if not foreign and self.system.container:
+                planes.unsupported = f"no /proc/sys/{path} in this host's network namespace"
+            return planes
+        except OSError as error:
+            planes.unknown = f"/proc/sys/{path}: {error.strerror}"
+            return planes
+        if foreign:
+            planes.unsupported = foreign
+        elif not os.stat(self.system.path(f"/proc/sys/{path}")).st_mode & 0o200:
+            planes.unsupported = f"/proc/sys/{path} is read-only on this kernel"
+        return planes
+
+    def _persisted(self, paths: set[str]) -> dict[str, list[Definition]]:
+        """Every definition of each path in reading order, the winner last."""
+        literal: dict[str, list[Definition]] = {path: [] for path in paths}
+        globs: dict[str, Definition] = {}
+        excluded: set[str] = set()
+        for file in ordered_files(self.system, FOLDERS, ".conf"):
+            try:
+                lines = self.system.read(file).split("\n")
+            except (FileNotFoundError, IsADirectoryError):
+                continue
+            for number, line in enumerate(lines, 1):
+                line = line.strip()
+                if not line or line[0] in "#;":
+                    continue
+                key, equals, value = line.partition("=")
+                key = key.strip()
+                ignore = key.startswith("-")
+                path = to_path(key[1:].strip() if ignore else key)
+                if path.startswith("/proc/sys/"):
+                    path = path[len("/proc/sys/") :]
+                if not equals:
+                    if ignore and path in literal:
+                        # Takes its place among the literal ones: no glob sets it, and no earlier line does.
+                        literal[path] = []
+                        excluded.add(path)
+                    continue
+                found = Definition(squeeze(value), file, number)
+                if any(char in path for char in "*?["):
+                    if path in globs and globs[path].value != found.value:
+                        del globs[
+                            path
+                        ]  # another value takes the pattern to the end, the same one keeps its place
+                    globs.setdefault(path, found)
+                elif path in literal:
+                    literal[path].append(found)
+                    excluded.discard(path)
+        for path, definitions in literal.items():
+            if definitions:
+                continue
+            if path not in excluded:
+                definitions.extend(found for pattern, found in globs.items() if _path_match(path, pattern))
+        return literal
+
+    def same(self, name: str, wanted: str, found: str) -> bool:
+        if wanted == found:
+            return True
+        return [_number(one) for one in wanted.split()] == [_number(one) for one in found.split()]
+
+    # persistence
+
+    def managed_file(self, owner: str, name: str) -> str:
+        return f"/etc/sysctl.d/60-hosttune-{owner}.conf"
+
+    def body(self, settings: Sequence[Setting]) -> str:
+        return "".join(f"{setting.name} = {setting.value}\n" for setting in settings)
+
+    # the live plane
+
+    def activate(self, changes: Sequence[Change], files: Iterable[str]) -> dict[str, str]:
+        failed = {}
+        for change in _in_order(changes):
+            try:
+                self.system.write_value(f"/proc/sys/{to_path(change.name)}", change.value)
+            except OSError as error:
+                failed[change.name] = f"the kernel refused '{change.value}': {error.strerror}"
+        return failed
+
+
+def _in_order(changes: Sequence[Change]) -> list[Change]:
+    """fs.nr_open before everything that is bounded by it; else by name.
+
+    Of two keys that zero each other (vm.dirty_ratio, vm.dirty_bytes) the one not zero is written last.
+    """
+
+    def rank(change: Change) -> tuple[int, int, str]:
+        zeroed_by_pair = change.name.startswith("vm.dirty_") and change.value != "0"
+        return (0 if change.name == "fs.nr_open" else 1, 1 if zeroed_by_pair else 0, change.name)
+
+    return sorted(changes, key=rank)
+
+
+def _path_match(path: str, pattern: str) -> bool:
+    """glob(7) over the folders of /proc/sys: a star does not cross a slash."""
+    parts, wanted = path.split("/"), pattern.split("/")
+    return len(parts) == len(wanted) and all(map(fnmatch.fnmatchcase, parts, wanted))
+
+
+def _number(text: str) -> object:
+    try:
+        return int(text, 0)
+    except ValueError:
+        return text

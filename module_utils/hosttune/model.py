@@ -1,0 +1,145 @@
+"""The words of the engine as data: settings, planes, judgements and refusals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+#: What makes a persisted value the live one.
+NEEDS = ("none", "reload", "restart", "reboot")
+
+#: Who manages the files we write; every managed file says so in its first line.
+MANAGED_BY = "Managed by hosttune"
+
+
+class Refusal(Exception):
+    """Bad input or an impossible demand: the thing, what is wrong with it, and what to do.
+
+    Raised before anything is touched; modules add the host's name.
+    """
+
+    def __init__(self, message: str, *, thing: str = "", remedy: str = "") -> None:
+        self.message, self.thing, self.remedy = message, thing, remedy
+        text = f"{thing}: {message}" if thing else message
+        super().__init__(f"{text}. {remedy}" if remedy else text)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One knob on one host. `value` is text as the system prints it, runs of blanks as one space."""
+
+    owner: str
+    kind: str
+    name: str
+    value: str
+    #: what the inventory asked for, where the kind needs more than text (kind file: content, mode, ...)
+    asked: Any = None
+    notes: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return (self.kind, self.name)
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}"
+
+
+@dataclass(frozen=True)
+class Definition:
+    """One place that defines a setting's persisted value."""
+
+    value: str
+    file: str
+    line: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"value": self.value, "file": self.file, "line": self.line}
+
+
+@dataclass
+class Planes:
+    """Where a value stands now.
+
+    `definitions` are all persisted ones in the order the system reads them; the last one wins, unless the
+    kind set `winner`. `live` and `process` are None where the kind has no such plane or nothing runs.
+    """
+
+    live: str | None = None
+    definitions: list[Definition] = field(default_factory=list)
+    process: str | None = None
+    has_live: bool = True
+    has_persisted: bool = True
+    #: could not be read, with the reason; never counted as good
+    unknown: str = ""
+    #: this host has no such knob (or it is not its own), with the reason
+    unsupported: str = ""
+    #: what it takes until a persisted value is live
+    needs: str = "none"
+    #: said beside the verdict whatever it is
+    note: str = ""
+
+    @property
+    def winner(self) -> Definition | None:
+        return self.definitions[-1] if self.definitions else None
+
+    @property
+    def overridden(self) -> list[Definition]:
+        return self.definitions[:-1]
+
+    def persisted_dict(self) -> dict[str, Any]:
+        winner = self.winner
+        return {
+            "value": winner.value if winner else None,
+            "file": winner.file if winner else None,
+            "line": winner.line if winner else None,
+            "overridden": [one.as_dict() for one in self.overridden],
+        }
+
+
+@dataclass(frozen=True)
+class FileImage:
+    """A whole file: what stands at a path, or shall."""
+
+    content: bytes
+    mode: int = 0o644
+    uid: int = 0
+    gid: int = 0
+    secret: bool = False
+
+
+@dataclass(frozen=True)
+class Change:
+    """One live value to set: to the desired one, or (undo) to what was there before."""
+
+    name: str
+    value: str
+    asked: Any = None
+    undo: bool = False
+
+
+def squeeze(text: str) -> str:
+    """Runs of blanks as one space, ends stripped: the form in which values are compared and reported."""
+    return " ".join(text.split())
+
+
+def as_text(kind: str, name: str, value: Any) -> str:
+    """The text of a value from the inventory.
+
+    YAML has turned `off` into false before a module sees it, so a boolean where text belongs is a mistake
+    that must not be guessed at.
+    """
+    if isinstance(value, bool):
+        raise Refusal(
+            f"the value is the boolean {str(value).lower()}, but this kind takes text",
+            thing=f"{kind} {name}",
+            remedy='Put it in quotes in the inventory, as the system prints it: "on", "off", "0", "1"',
+        )
+    if value is None:
+        raise Refusal("has no value", thing=f"{kind} {name}", remedy="Give one, or leave the name out")
+    if isinstance(value, (str, int, float)):
+        return squeeze(str(value))
+    raise Refusal(
+        f"the value is a {type(value).__name__}, but this kind takes text",
+        thing=f"{kind} {name}",
+        remedy="Write one quoted value",
+    )

@@ -1,0 +1,121 @@
+"""Reading and judging a host's settings, without a thought of changing them: apply and drift begin here."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from . import kinds, verdicts, waivers
+from .kinds.base import Kind
+from .model import Planes, Setting
+from .system import System
+
+
+@dataclass
+class Judged:
+    """One setting with its planes and verdict, now (check, drift) or at the end of a run."""
+
+    setting: Setting
+    planes: Planes
+    verdict: str
+    reason: str
+    changed: bool = False
+    before: dict[str, Any] = field(default_factory=dict)
+    waived_verdict: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        found: dict[str, Any] = {
+            "owner": self.setting.owner,
+            "kind": self.setting.kind,
+            "name": self.setting.name,
+            "desired": self.setting.value,
+            "live": self.planes.live,
+            "persisted": self.planes.persisted_dict(),
+            "before": self.before,
+            "verdict": self.verdict,
+            "changed": self.changed,
+            "needs": self.planes.needs,
+            "reason": self.reason,
+        }
+        if self.planes.process is not None:
+            found["process"] = self.planes.process
+        if self.waived_verdict is not None:
+            found["waived_verdict"] = self.waived_verdict
+        return found
+
+
+class Observer:
+    """Reads and judges settings of one host; each kind is loaded when first needed."""
+
+    def __init__(self, system: System) -> None:
+        self.system = system
+        self.waivers = waivers.load(system)
+        self.now = datetime.datetime.now(datetime.timezone.utc)
+        self._kinds: dict[str, Kind] = {}
+
+    def kind(self, name: str) -> Kind:
+        if name not in self._kinds:
+            self._kinds[name] = kinds.load(name, self.system)
+        return self._kinds[name]
+
+    def by_kind(self, settings: Sequence[Setting]) -> dict[str, list[Setting]]:
+        """Settings by kind, in the order of activation."""
+        found: dict[str, list[Setting]] = {}
+        for setting in settings:
+            self.kind(setting.kind)  # an unknown kind is refused here
+            found.setdefault(setting.kind, []).append(setting)
+        return {name: found[name] for name in kinds.ORDER if name in found}
+
+    def read(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Planes]:
+        """The planes of each (kind, name), one batch a kind."""
+        names: dict[str, list[str]] = {}
+        for kind, name in keys:
+            names.setdefault(kind, []).append(name)
+        found: dict[tuple[str, str], Planes] = {}
+        for kind in names:
+            for name, planes in self.kind(kind).read(names[kind]).items():
+                found[kind, name] = planes
+        return found
+
+    def judge(self, setting: Setting, planes: Planes, clamped_to: str | None = None) -> Judged:
+        kind = self.kind(setting.kind)
+        verdict, reason = verdicts.judge(
+            setting.value,
+            planes,
+            lambda wanted, found: kind.same(setting.name, wanted, found),
+            kind.managed_file(setting.owner, setting.name),
+            clamped_to,
+        )
+        judged = Judged(setting, planes, verdict, reason)
+        waiver = None
+        if verdict not in ("unknown", "in_sync"):
+            waiver = waivers.covering(self.waivers, setting.kind, setting.name, self.now)
+        if waiver:
+            judged.verdict, judged.waived_verdict = "waived", verdict
+            who = f"waived by {waiver['owner']} until {waiver['expires']} ({waiver['ticket']})"
+            judged.reason = f"{reason}; {who}: {waiver['reason']}"
+        return judged
+
+
+def recall(
+    observer: Observer, owners: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]]
+) -> list[Setting]:
+    """The settings that a manifest lists."""
+    found = []
+    for owner, by_kind in owners.items():
+        for kind, names in by_kind.items():
+            for name, entry in names.items():
+                setting = Setting(
+                    owner, kind, name, entry["value"], entry.get("options"), entry.get("notes", {})
+                )
+                observer.kind(kind).recall(setting)
+                found.append(setting)
+    return found
+
+
+def retarget(kind: Kind, setting: Setting, baseline: str | None) -> Setting:
+    """The setting with the value to converge to (raise-only kinds keep what is higher)."""
+    target = kind.target(setting.name, setting.value, baseline)
+    return setting if target == setting.value else replace(setting, value=target)
