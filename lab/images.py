@@ -6,7 +6,7 @@ import hashlib
 import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lab.processes import run, run_contained, say
@@ -50,25 +50,29 @@ def key(kind: str, *ingredients: str) -> str:
 
 
 def container_key() -> str:
-    return key("container", *BASE, PACKAGES.read_text(), (FILES / "customize.sh").read_text())
+    return key("container", *BASE, *read_files("customize.sh"))
 
 
 def baked_key() -> str:
-    return key("baked", container_key(), *BAKED, (FILES / "bake.sh").read_text())
+    return key("baked", container_key(), *BAKED, *read_files("bake.sh"))
+
+
+def read_files(*files: str) -> list[str]:
+    return [PACKAGES.read_text(), *((FILES / file).read_text() for file in files)]
 
 
 def container_image() -> Path:
     """The root folder of a bare host."""
-    return _cached(container_key(), 2.0, _build_container) / "root"
+    return cached(container_key(), 2.0, _build_container) / "root"
 
 
 def baked_layer() -> Path:
     """What lies on top of the bare host's root folder when the servers are installed."""
     base = container_image()
-    return _cached(baked_key(), 1.0, lambda folder: _build_baked(folder, base)) / "upper"
+    return cached(baked_key(), 1.0, lambda folder: _build_baked(folder, base)) / "upper"
 
 
-def _cached(name: str, gibibytes: float, build: Callable[[Path], None]) -> Path:
+def cached(name: str, gibibytes: float, build: Callable[[Path], None]) -> Path:
     """The image's folder, built first if it is not there. Two runs at once build it once."""
     done = images_dir() / name
     if done.exists():
@@ -89,16 +93,23 @@ def _cached(name: str, gibibytes: float, build: Callable[[Path], None]) -> Path:
     return done
 
 
-def bootstrap(folder: Path, include: list[str], hooks: list[Path]) -> Path:
+def bootstrap(folder: Path, include: Sequence[str], hooks: Sequence[str], **environment: str) -> Path:
     """A Debian root folder below `folder`, from the mirrors this machine uses itself."""
     root = folder / "root"
     command: list[str | Path] = ["mmdebstrap", "--variant=minbase", "--format=directory"]
     command += [f"--include={','.join(include)}", "--skip=cleanup/apt"]
     command += [f"--aptopt={option}" for option in machine_apt_options()]
-    command += [f"--customize-hook={hook} \"$1\"" for hook in hooks]
+    command += hooks
     command += [SUITE, root, *machine_mirrors()]
-    run_contained(["env", f"LAB_PACKAGES={PACKAGES}", "DEBIAN_FRONTEND=noninteractive", *command], folder / "log")
+    environment |= {"LAB_PACKAGES": str(PACKAGES), "DEBIAN_FRONTEND": "noninteractive"}
+    words = [f"{name}={value}" for name, value in environment.items()]
+    run_contained(["env", *words, *command], folder / "log")
     return root
+
+
+def hook(when: str, file: str) -> str:
+    """An mmdebstrap option that runs one of our scripts with the new root as its argument."""
+    return f"--{when}-hook='{FILES / file}' \"$1\""
 
 
 def machine_mirrors() -> list[str]:
@@ -133,7 +144,7 @@ def apt_options_from(dump: str) -> list[str]:
 
 
 def _build_container(folder: Path) -> None:
-    bootstrap(folder, list(BASE), [FILES / "customize.sh"])
+    bootstrap(folder, BASE, [hook("customize", "customize.sh")])
 
 
 def _build_baked(folder: Path, base: Path) -> None:

@@ -18,16 +18,16 @@ and beside them `partitioned`, `policy`, `smt`, `online` (list), `boot_cpu`, `no
 
 What always holds in a partitioned plan (the tests take these as their oracle):
 
-- housekeeping, irq, postgres, redis, orchestrator and reserved are disjoint, and together exactly the CPUs that
-  are online (in a container: that the container may use);
+- housekeeping, irq, postgres, redis, orchestrator and reserved are disjoint, and together exactly the CPUs
+  that are online (in a container: that the container may use);
 - isolated is within orchestrator and reserved, and never splits the threads of a core;
 - housekeeping holds the boot CPU and a whole core on every node that has CPUs, and at least 2 CPUs where they
   can be had;
 - the same input gives the same plan: nothing here depends on link states, order of dicts or time.
 
-Where cores go: housekeeping first, for it is what cannot be done without. The orchestrator next to its NIC, on
-performance cores and within one L3 where it fits; Redis beside it, PostgreSQL on the node of its disk; IRQs on
-the NIC's node. Cores nobody asked for serve housekeeping: isolating or hiding them would waste them.
+Where cores go: housekeeping first, for it is what cannot be done without. The orchestrator next to its NIC,
+on performance cores and within one L3 where it fits; Redis beside it, PostgreSQL on the node of its disk;
+IRQs on the NIC's node. Cores nobody asked for serve housekeeping: isolating or hiding them would waste them.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ HOSTS = {
 
 #: On so few CPUs every set would be one thread wide: splitting them costs more than it gives.
 UNDIVIDED_CPUS = 4
-#: A core is an efficiency core when it is this much weaker than the strongest (favoured cores differ by less).
+#: A core this much weaker than the strongest is an efficiency core (favoured cores differ by less).
 _WEAK = 0.85
 
 
@@ -69,7 +69,7 @@ _WEAK = 0.85
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for. Counts are cores; a share is a part of all usable cores; None: let the planner choose."""
+    """What is asked for: counts of cores, or shares of all cores; None: let the planner choose."""
 
     policy: str = "balanced"
     smt: str = "share"
@@ -118,7 +118,7 @@ def _did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _one_of(name: str, value: Any, choices: Sequence[str]) -> str:
+def _one_of(name: str, value: object, choices: Sequence[str]) -> str:
     if value not in choices:
         raise Refusal(
             f"is {value!r}{_did_you_mean(str(value), choices)}",
@@ -128,7 +128,7 @@ def _one_of(name: str, value: Any, choices: Sequence[str]) -> str:
     return str(value)
 
 
-def _size(name: str, value: Any) -> int | float | None:
+def _size(name: str, value: object) -> int | float | None:
     if value is None or value == "":
         return None
     text = str(value).strip()
@@ -182,10 +182,10 @@ class Machine:
         node_of = {cpu: node["id"] for node in self.nodes for cpu in cpulist.parse(node.get("cpus") or "")}
 
         def node_of_core(cpus: Iterable[int]) -> int | None:
-            found = [entries[cpu].get("node") for cpu in cpus]
-            found = [node_of.get(cpu) if node is None else node for cpu, node in zip(cpus, found)]
-            # a core half in a node is in none: its other half has no memory of its own to run on
-            return None if None in found else found[0]
+            said = ((cpu, entries[cpu].get("node")) for cpu in cpus)
+            found = {node_of.get(cpu) if node is None else node for cpu, node in said}
+            # a core half in a node, or in two, or in one that does not exist (it is offline), is in none
+            return found.pop() if len(found) == 1 and found <= set(self._order) else None
 
         groups = _cores(entries)
         placed = [node_of_core(cpus) for cpus in groups]
@@ -197,9 +197,8 @@ class Machine:
             Core(cpus, node, entries[cpus[0]].get("l3_group"), is_fast)
             for cpus, node, is_fast in zip(groups, placed, fast)
         ]
-        self.core_nodes: list[int | None] = (
-            sorted({core.node for core in self.cores if core.node is not None}) if self.numa else [None]
-        )
+        ids = {core.node for core in self.cores if core.node is not None}
+        self.core_nodes: list[int | None] = [*sorted(ids)] if self.numa else [None]
 
     def _has_offline(self) -> bool:
         return any(not cpu.get("online", True) for cpu in self.topology.get("cpus", []))
@@ -232,7 +231,7 @@ class Machine:
 
 
 def _cores(entries: Mapping[int, Mapping[str, Any]]) -> list[tuple[int, ...]]:
-    """Sibling sets, by lowest CPU. Sets that overlap are one: a core that one thread denies is still a core."""
+    """Sibling sets, by lowest CPU. Sets that overlap are one: a core one of its threads denies is a core."""
     core_of: dict[int, set[int]] = {cpu: {cpu} for cpu in entries}
     for cpu, entry in entries.items():
         for sibling in cpulist.parse(entry.get("siblings") or ""):
@@ -308,7 +307,7 @@ def _device_node(machine: Machine, kind: str, name: str) -> tuple[int | None, st
             raise Refusal(
                 f"there is no {label} {name}{_did_you_mean(name, known)}",
                 thing=f"cpu_plan {kind}",
-                remedy=f"This host has {', '.join(known) or 'none'}; leave {kind} out to let the planner choose",
+                remedy=f"It has {', '.join(known) or 'none'}; leave {kind} out to let the planner choose",
             )
         node = node_of(found)
     else:
@@ -463,15 +462,20 @@ class _Layout:
         self.why["irq"] = nic_why
         self.home["redis"], self.why["redis"] = orchestrator, "beside the orchestrator" if several else ""
 
-        if disk_node is not None or not several:
+        # a guessed disk is no reason to crowd the orchestrator's node, a named one is
+        known_disk = disk_node is not None and (bool(self.asked.disk) or disk_node != orchestrator)
+        others: list[int | None] = [node for node in with_room if node != orchestrator]
+        if known_disk or not several:
             postgres, moved = with_room_near(disk_node)
             self.why["postgres"] = disk_why + moved
+        elif others:
+            roomy = [node for node in others if machine.memory_kib(node)] or others
+            postgres = machine.by_distance(orchestrator, roomy)[0]
+            self.why["postgres"] = "away from the orchestrator's cores; no disk was named"
+            if self.asked.disk:
+                self.why["postgres"] = f"{disk_why}, away from the orchestrator's cores"
         else:
-            others: list[int | None] = [node for node in with_room if node != orchestrator]
-            roomy = [node for node in others if richest(node)[0]] or others
-            postgres = machine.by_distance(orchestrator, roomy)[0] if roomy else orchestrator
-            beside = "away from the orchestrator's cores" if roomy else "no other node has room"
-            self.why["postgres"] = f"{disk_why + ', ' if disk_why else ''}{beside}"
+            postgres, self.why["postgres"] = orchestrator, "no other node has room"
         self.home["postgres"] = postgres
 
     def _take(self, name: str, count: int) -> None:
@@ -500,14 +504,15 @@ class _Layout:
 
         # a service of its own cores, only where 3 more stay for orchestrator and PostgreSQL
         if sizes["irq"] is None:
-            usual = min(2, math.ceil(total / 10)) if total >= 8 else 0
+            near = sum(core.node == self.home["irq"] for core in self.machine.cores)
+            usual = min(2, math.ceil(near / 10)) if total >= 8 else 0
             if self.left.get(self.home["irq"], 0) >= usual + 3:
                 self._take("irq", usual)
         if sizes["redis"] is None:
             # 2 CPUs: the child that saves must not share the event loop's
-            threads = max(len(core.cpus) for core in self.machine.cores)
-            usual = math.ceil(2 / threads)
-            if self.left[self.home["redis"]] >= usual + 3:
+            home = self.home["redis"]
+            usual = math.ceil(2 / min((len(core.cpus) for core in self.spare[home]), default=1))
+            if self.left[home] >= usual + 3:
                 self._take("redis", usual)
         if sizes["postgres"] is None:
             self._take("postgres", self._usual_postgres(chooses))
@@ -536,14 +541,14 @@ class _Layout:
 
     def _usual_postgres(self, orchestrator_chooses: bool) -> int:
         """All that is left on its node; two fifths where the orchestrator takes from the same."""
+
+        def room_on(node: int | None) -> int:
+            held = 1 if orchestrator_chooses and node == self.home["orchestrator"] else 0
+            return self.left[node] - held
+
         home = self.home["postgres"]
-        if not self.left[home]:
-            reserve = self.home["orchestrator"] if orchestrator_chooses else ()
-            others = [
-                node
-                for node in self.machine.by_distance(home, self.left)
-                if self.left[node] > (1 if node == reserve else 0)
-            ]
+        if room_on(home) < 1:
+            others = [node for node in self.machine.by_distance(home, self.left) if room_on(node) > 0]
             if not others:
                 return 0
             home = self.home["postgres"] = others[0]
@@ -552,9 +557,8 @@ class _Layout:
         if not orchestrator_chooses or home != self.home["orchestrator"]:
             return room
         if self.machine.hybrid:
-            fast = sum(core.fast for core in self.spare[home])
-            return max(room - fast, min(1, room - 1))
-        return max(min(1, room - 1), room * 2 // 5)
+            return max(room - sum(core.fast for core in self.spare[home]), 1)
+        return max(room * 2 // 5, 1)
 
     def _usual_orchestrator(self) -> int:
         """All that is left on its node; of a hybrid no more than the performance cores."""
@@ -666,7 +670,7 @@ def _assemble(
         own["reserved"], own["orchestrator"] = own["orchestrator"] - working, working
     isolated = own["orchestrator"] | own["reserved"] if asked.policy == "latency" else set()
 
-    reasons = {name: _why_here(machine, name, cores, layout) for name, cores in chosen.items()}
+    reasons = {name: _why_here(machine, name, cores, layout) for name, cores in chosen.items() if cores}
     reasons["housekeeping"] = _why_housekeeping(machine, housekeeping, left_over)
     reasons["reserved"] = (
         "siblings of the orchestrator's threads, left idle so that each has its core for itself"
@@ -680,17 +684,23 @@ def _assemble(
         )
         notes.append(f"{_count(len(left_over), 'core')}{where} nobody asked for: housekeeping has them")
 
+    if machine.topology.get("usable_from", "online") != "online":
+        notes.append(f"a container: planned within the CPUs it may use, {cpulist.format(machine.online)}")
     result = _head(machine, asked, True, notes)
     for name in PARTS:
         host = name
         while not own[host] and host in HOSTS:
             host = HOSTS[host]
         shares = host if host != name else None
+        if shares:
+            asked_none = asked.sizes.get(name) == 0
+            why = "no cores asked for it" if asked_none else "too few cores for a set of its own"
+            reasons[name] = f"{why}: it lives in {shares}"
         result[name] = _entry(machine, own[name], reasons[name], shares, own[host])
     result["isolated"] = _entry(
         machine,
         isolated,
-        "the orchestrator's cores, whole: the scheduler balances nothing onto or off them, threads must be pinned"
+        "the orchestrator's cores, whole: the scheduler moves nothing onto or off them, so pin its threads"
         if isolated
         else "the balanced policy isolates nothing",
         None,
@@ -701,6 +711,8 @@ def _assemble(
 
 def _why_housekeeping(machine: Machine, needed: list[Core], left_over: list[Core]) -> str:
     parts = [f"the core of boot CPU {machine.boot_cpu}"]
+    if len(needed) > 1 and all(len(core.cpus) == 1 for core in needed) and len(machine.core_nodes) == 1:
+        parts.append(f"{_count(len(needed) - 1, 'core')} beside it, for one thread would make all wait")
     if len(machine.core_nodes) > 1:
         parts.append(f"a core on each of {len(machine.core_nodes)} nodes")
     stray = _cpus(core for core in needed if machine.numa and core.node is None)
@@ -712,11 +724,6 @@ def _why_housekeeping(machine: Machine, needed: list[Core], left_over: list[Core
 
 
 def _why_here(machine: Machine, name: str, cores: list[Core], layout: _Layout) -> str:
-    if not cores:
-        asked_none = layout.asked.sizes.get(name) == 0
-        return (
-            f"{'asked for none' if asked_none else 'too few cores'} to stand alone, shares with another set"
-        )
     nodes = machine.nodes_of(_cpus(cores))
     text = _count(len(cores), "core")
     if machine.hybrid:

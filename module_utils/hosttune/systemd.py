@@ -1,9 +1,18 @@
-"""Questions to systemd, answered for many units in one command."""
+"""Questions to systemd, answered for many units in one command; its files and its values.
+
+Files are found as systemd finds them (unit_file_find_dropin_paths() of 252, systemd.unit(5)) and read as its
+conf-parser reads them. Values are reduced to what can be compared: `systemctl show` prints 30s as `30s`, 1G as
+`1073741824` and true as `yes`.
+"""
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable, Sequence
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 
 from .system import System
 
@@ -71,3 +80,232 @@ class Systemd:
         form = "%Y-%m-%d %H:%M:%S.%f" if "." in clock else "%Y-%m-%d %H:%M:%S"
         found = datetime.datetime.strptime(f"{date} {clock}", form)
         return found.replace(tzinfo=datetime.timezone.utc).timestamp()
+
+
+# files
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """One `Name=value` line of a unit or configuration file; `line` is where it begins, counted from 1."""
+
+    section: str
+    name: str
+    value: str
+    file: str
+    line: int
+
+
+def assignments(text: str, file: str) -> Iterator[Assignment]:
+    """The assignments of a file in order, continued lines joined, as systemd's config_parse() reads them."""
+    section = ""
+    held, start = "", 0
+    for number, line in enumerate(text.lstrip("\ufeff").split("\n"), 1):
+        # A comment between continued lines is dropped and does not end the continuation.
+        if line.lstrip()[:1] in ("#", ";"):
+            continue
+        if not held:
+            start = number
+        if (len(line) - len(line.rstrip("\\"))) % 2:
+            held += line[:-1] + " "
+            continue
+        whole, held = (held + line).strip(), ""
+        if whole.startswith("[") and whole.endswith("]"):
+            section = whole[1:-1]
+        elif "=" in whole:
+            name, _, value = whole.partition("=")
+            yield Assignment(section, name.strip(), value.strip(), file, start)
+
+
+def read_assignments(system: System, files: Iterable[str]) -> list[Assignment]:
+    """The assignments of these files in order; a file that cannot be read raises OSError, a missing one does not."""
+    found: list[Assignment] = []
+    for file in files:
+        try:
+            found.extend(assignments(system.read(file), file))
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            continue
+    return found
+
+
+def unit_folders(system: System) -> list[str]:
+    """UNIT_FOLDERS, each real folder once: where /lib is a link to /usr/lib they are the same."""
+    seen: set[str] = set()
+    found = []
+    for folder in UNIT_FOLDERS:
+        real = os.path.realpath(system.path(folder))
+        if real not in seen:
+            seen.add(real)
+            found.append(folder)
+    return found
+
+
+def is_template(unit: str) -> bool:
+    """Whether this is `name@.service`, which no one can start or ask about."""
+    return unit.partition("@")[2].startswith(".")
+
+
+def template_of(unit: str) -> str:
+    """`name@.service` of `name@instance.service`; the unit itself where it is no instance."""
+    stem, _, suffix = unit.rpartition(".")
+    prefix, at, _instance = stem.partition("@")
+    return f"{prefix}@.{suffix}" if at else unit
+
+
+def dropin_names(unit: str) -> list[str]:
+    """The names whose `.d` folders hold drop-ins of `unit`, the most specific first, without the type-wide one.
+
+    An instance has those of its template, and every name those of its prefixes: foo-bar@x.service has
+    foo-bar@x.service, foo-bar@.service, foo-@x.service, foo-@.service (systemd's unit_file_find_dirs()).
+    """
+    found = [unit]
+    template = template_of(unit)
+    if template != unit:
+        found += dropin_names(template)
+    stem, _, suffix = unit.rpartition(".")
+    prefix, at, instance = stem.partition("@")
+    shorter = prefix[:-1] if prefix.endswith("-") else prefix
+    if "-" in shorter:
+        head = shorter[: shorter.rindex("-") + 1]
+        found += dropin_names(f"{head}{at}{instance}.{suffix}")
+    return list(dict.fromkeys(found))
+
+
+def fragment(system: System, unit: str) -> str | None:
+    """The unit file that systemd reads for `unit`, its template's where an instance has none of its own."""
+    folders = unit_folders(system)
+    for name in dict.fromkeys((unit, template_of(unit))):
+        for folder in folders:
+            if system.exists(f"{folder}/{name}"):
+                return f"{folder}/{name}"
+    return None
+
+
+def is_masked(system: System, path: str) -> bool:
+    """Whether this file masks its name: a link to /dev/null, or empty (systemd.unit(5))."""
+    real = system.path(path)
+    if os.path.islink(real) and os.readlink(real) == "/dev/null":
+        return True
+    return os.path.isfile(real) and os.path.getsize(real) == 0
+
+
+def dropins(system: System, unit: str, aliases: Sequence[str] = ()) -> list[str]:
+    """The drop-ins of `unit` in reading order: by base name, of two with one name the stronger folder's.
+
+    `aliases` are the unit's other names, whose drop-ins count too.
+    """
+    folders = unit_folders(system)
+    ordered = [
+        f"{folder}/{name}.d"
+        for one in (unit, *aliases)
+        for folder in folders
+        for name in dropin_names(one)
+    ]
+    ordered += [f"{folder}/{unit.rpartition('.')[2]}.d" for folder in folders]
+    chosen: dict[str, str] = {}
+    for folder in dict.fromkeys(ordered):
+        for name in system.names(folder):
+            if name.endswith(".conf"):
+                chosen.setdefault(name, f"{folder}/{name}")
+    return [chosen[name] for name in sorted(chosen) if not is_masked(system, chosen[name])]
+
+
+# values; each raises ValueError for text that is none
+
+_TRUE = frozenset({"1", "yes", "y", "true", "t", "on"})
+_FALSE = frozenset({"0", "no", "n", "false", "f", "off"})
+#: Nanoseconds of each unit of systemd.time(7); a month is 30.44 days and a year 365.25.
+_SPANS = {
+    **dict.fromkeys(("ns", "nsec"), 1),
+    **dict.fromkeys(("us", "usec", "µs", "μs"), 10**3),
+    **dict.fromkeys(("ms", "msec"), 10**6),
+    **dict.fromkeys(("s", "sec", "second", "seconds"), 10**9),
+    **dict.fromkeys(("m", "min", "minute", "minutes"), 60 * 10**9),
+    **dict.fromkeys(("h", "hr", "hour", "hours"), 3600 * 10**9),
+    **dict.fromkeys(("d", "day", "days"), 86400 * 10**9),
+    **dict.fromkeys(("w", "week", "weeks"), 7 * 86400 * 10**9),
+    **dict.fromkeys(("M", "month", "months"), 2629800 * 10**9),
+    **dict.fromkeys(("y", "year", "years"), 31557600 * 10**9),
+}
+_SPAN = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-zµμ]*)")
+_SIZES = {"": 1, "B": 1, **{letter: 1024 ** (power + 1) for power, letter in enumerate("KMGTPE")}}
+
+
+def boolean(text: str) -> bool:
+    """A boolean in any spelling that systemd takes."""
+    word = text.strip().lower()
+    if word in _TRUE:
+        return True
+    if word in _FALSE:
+        return False
+    raise ValueError(f"'{text}' is no boolean")
+
+
+def nanoseconds(text: str, bare: str = "s") -> int | None:
+    """A time span ("1min 30s"), a number without a unit in units of `bare`; None is infinity."""
+    if text.strip() == "infinity":
+        return None
+    total, at = Decimal(0), 0
+    while at < len(text.rstrip()):
+        part = _SPAN.match(text, at)
+        if part is None or (part[2] or bare) not in _SPANS:
+            raise ValueError(f"'{text}' is no time span such as 1min 30s")
+        total += Decimal(part[1]) * _SPANS[part[2] or bare]
+        at = part.end()
+    if at == 0:
+        raise ValueError("nothing is no time span")
+    return int(total)
+
+
+def size(text: str) -> int | None:
+    """Bytes of a size with a suffix to the base of 1024 ("1.5G"); None is infinity."""
+    text = text.strip()
+    if text == "infinity":
+        return None
+    number = text.rstrip("BKMGTPE")
+    suffix = text[len(number) :]
+    if not re.match(r"\d+(\.\d+)?\Z", number) or suffix not in _SIZES:
+        raise ValueError(f"'{text}' is no size such as 512M")
+    try:
+        return int(Decimal(number) * _SIZES[suffix])
+    except InvalidOperation as error:
+        raise ValueError(f"'{text}' is no size such as 512M") from error
+
+
+#: Resource limits that are sizes, and those that are times (with the unit of a bare number); others are counts.
+_LIMIT_SIZES = frozenset({"FSIZE", "DATA", "STACK", "CORE", "RSS", "AS", "MEMLOCK", "MSGQUEUE"})
+_LIMIT_TIMES = {"CPU": ("s", 10**9), "RTTIME": ("us", 10**3)}
+
+
+def _limit(resource: str, text: str) -> int | None:
+    if text == "infinity":
+        return None
+    if resource in _LIMIT_SIZES:
+        return size(text)
+    if resource in _LIMIT_TIMES:
+        bare, unit = _LIMIT_TIMES[resource]
+        found = nanoseconds(text, bare)
+        return None if found is None else -(-found // unit)
+    if resource == "NICE" and text[:1] in ("+", "-"):
+        nice = int(text)
+        if not -20 <= nice <= 19:
+            raise ValueError(f"'{text}' is no nice level from -20 to 19")
+        return 20 - nice
+    if not re.match(r"\d+\Z", text):
+        raise ValueError(f"'{text}' is no whole number")
+    return int(text)
+
+
+def limit(resource: str, text: str) -> tuple[int | None, int | None]:
+    """Soft and hard of a resource limit (`resource` as in RLIMIT_resource); one value is both, None is infinity."""
+    soft_text, colon, hard_text = text.strip().partition(":")
+    soft = _limit(resource, soft_text.strip())
+    hard = _limit(resource, hard_text.strip()) if colon else soft
+    if hard is not None and (soft is None or soft > hard):
+        raise ValueError(f"'{text}' has a soft limit above the hard one")
+    return soft, hard
+
+
+def limit_text(soft: str, hard: str) -> str:
+    """The text of a pair of limits: `soft:hard`, once where they are the same."""
+    return soft if soft == hard else f"{soft}:{hard}"

@@ -1,0 +1,81 @@
+"""Whether KVM really works here, found out in seconds. A readable /dev/kvm proves nothing: on some
+machines (nested virtualisation) it opens, and guests then hang or crawl."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from lab import tools
+from lab.state import boot_id, lab_dir, write_atomically
+
+SECONDS = 4.0
+ACCEL = {
+    "kvm": ["-accel", "kvm", "-cpu", "host"],
+    "tcg": ["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max"],
+}
+# Real-mode code: write K to the serial port, write 0x10 to the isa-debug-exit device, halt.
+BOOT_SECTOR = bytes([0xB0, 0x4B, 0xBA, 0xF8, 0x03, 0xEE, 0xB0, 0x10, 0xBA, 0xF4, 0x00, 0xEE, 0xF4, 0xEB, 0xFD])
+EXIT_STATUS = 0x10 << 1 | 1
+
+
+def _verdict() -> Path:
+    return lab_dir() / "kvm.json"
+
+
+def works() -> tuple[bool, str]:
+    """(does it work, why not), remembered until this machine restarts."""
+    try:
+        known = json.loads(_verdict().read_text())
+        if known["boot"] == boot_id():
+            return bool(known["works"]), str(known["reason"])
+    except (OSError, ValueError, KeyError):
+        pass
+    reason = _probe()
+    remember(reason)
+    return not reason, reason
+
+
+def remember(reason: str) -> None:
+    """Keep a verdict for this boot; an empty reason means that it works."""
+    write_atomically(_verdict(), json.dumps({"boot": boot_id(), "works": not reason, "reason": reason}))
+
+
+def _probe() -> str:
+    """Why KVM does not work; empty when a guest came up."""
+    if not Path("/dev/kvm").exists():
+        return "there is no /dev/kvm"
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return "/dev/kvm may not be opened"
+    tools.ensure(tools.PROBE)
+    with tempfile.TemporaryDirectory() as folder:
+        disk = Path(folder, "boot-sector")
+        disk.write_bytes(BOOT_SECTOR.ljust(510, b"\0") + b"\x55\xaa")
+        drive = ["-drive", f"file={disk},format=raw,if=ide", "-boot", "c", "-device", "isa-debug-exit"]
+        problem = _run_guest(["-machine", "pc", *drive], EXIT_STATUS)
+    if problem:
+        return problem
+    for kernel in sorted(Path("/boot").glob("vmlinuz-*"), reverse=True):
+        # A kernel without a root file system panics, and panic=-1 then ends the guest: it came up.
+        panic = ["-kernel", str(kernel), "-append", "console=ttyS0 panic=-1", "-no-reboot"]
+        return _run_guest(["-machine", "q35", *panic], 0)
+    return ""
+
+
+def _run_guest(words: list[str], expected: int) -> str:
+    common = [*ACCEL["kvm"], "-m", "256", "-display", "none", "-nodefaults"]
+    started = time.monotonic()
+    try:
+        done = subprocess.run(
+            ["qemu-system-x86_64", *common, *words], capture_output=True, text=True, check=False, timeout=SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        return f"a guest did not come up within {SECONDS:.0f} s"
+    if done.returncode != expected:
+        last = (done.stderr.strip().splitlines() or ["no reason given"])[0]
+        return f"a guest ended with status {done.returncode} after {time.monotonic() - started:.1f} s: {last}"
+    return ""
