@@ -70,7 +70,7 @@ def _install_boot_loader(folder: Path, disk: Path, root: Path, identity: str) ->
     (kernel,) = (root / "boot").glob("vmlinuz-*")
     (initrd,) = (root / "boot").glob("initrd.img-*")
     console = folder / "boot-loader.log"
-    append = f"root=UUID={identity} rw console=ttyS0 init=/install-boot-loader"
+    append = f"root=UUID={identity} rw console=ttyS0 panic=-1 init=/install-boot-loader"
     machine = ["-m", "1024", "-display", "none", "-nodefaults", "-no-reboot", "-serial", f"file:{console}"]
     drive = ["-drive", f"file={disk},format=raw,if=virtio,cache=unsafe"]
     boot = ["-kernel", kernel, "-initrd", initrd, "-append", append]

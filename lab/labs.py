@@ -193,7 +193,7 @@ def _take_down(lab: Lab) -> None:
     driver = DRIVERS[lab.driver]
     if lab.boot == state.boot_id():  # else a restart of the machine has removed all but the files
         for host in lab.hosts:
-            driver.stop(lab, host, power_cut=lab.driver == "metal")
+            driver.stop(lab, host)
         container.unmount_below(lab.folder)
         with locked(network.MACHINE_LOCK, "another lab that is being started"):
             network.remove_links(lab)

@@ -57,7 +57,7 @@ def tail(log: Path, lines: int = 6) -> str:
     return " | ".join([line.strip() for line in text.splitlines() if line.strip()][-lines:])
 
 
-def spawn(command: Sequence[str | Path], log: Path) -> None:
+def spawn(command: Sequence[str | Path], log: Path, cwd: Path = Path("/")) -> None:
     """Start a process that outlives us. It writes its own PID record, so no kill of us can lose it."""
     with log.open("ab") as out:
         subprocess.Popen(
@@ -66,7 +66,7 @@ def spawn(command: Sequence[str | Path], log: Path) -> None:
             stdout=out,
             stderr=out,
             start_new_session=True,
-            cwd="/",
+            cwd=cwd,
         )
 
 

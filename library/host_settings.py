@@ -182,14 +182,30 @@ topology_matches:
   type: bool
 """
 
+import platform
+from typing import Any
+
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.hosttune import engine, kinds
 from ansible.module_utils.hosttune.model import Refusal
 from ansible.module_utils.hosttune.system import System
 
 
+class _Module(AnsibleModule):
+    """An AnsibleModule that tells the content of secret files to nobody: no journal, no result, no -vvv."""
+
+    def _log_invocation(self) -> None:
+        self.log("Invoked")  # the options hold secrets inside, which no_log of a whole option cannot single out
+
+    def hide_secrets(self, owners: dict[str, Any]) -> None:
+        for by_kind in owners.values():
+            for value in (by_kind.get("file") or {}).values():
+                if isinstance(value, dict) and value.get("secret") and value.get("content"):
+                    self.no_log_values.add(str(value["content"]))
+
+
 def main() -> None:
-    module = AnsibleModule(
+    module = _Module(
         argument_spec={
             "owner": {"type": "str"},
             "owners": {"type": "dict"},
@@ -207,9 +223,11 @@ def main() -> None:
         supports_check_mode=True,
     )
     options = module.params
+    host = platform.node()
     present = options["state"] == "present"
     by_kind = {kind: options[kind] for kind in kinds.ORDER if options[kind]}
     owners = options["owners"] or {}
+    module.hide_secrets({"": by_kind, **owners})
     if options["owner"]:
         owners = {options["owner"]: by_kind}
     elif by_kind:
@@ -234,11 +252,11 @@ def main() -> None:
             ),
         )
     except Refusal as refusal:
-        module.fail_json(msg=str(refusal), thing=refusal.thing, remedy=refusal.remedy)
+        module.fail_json(msg=f"{host}: {refusal}", thing=refusal.thing, remedy=refusal.remedy)
     except OSError as error:
         module.fail_json(
-            msg=f"{error.filename or 'host'}: {error.strerror}. What was changed so far is in the ledger; "
-            "mend the cause and run again, or undo"
+            msg=f"{host}: {error.filename or 'the host'}: {error.strerror}. "
+            "What was changed so far is in the ledger; mend the cause and run again, or undo"
         )
     result = {
         "changed": report.changed,
@@ -253,7 +271,7 @@ def main() -> None:
         "diff": report.diff,
     }
     if report.failures and not module.check_mode:
-        module.fail_json(msg="; ".join(report.failures), **result)
+        module.fail_json(msg=f"{host}: {'; '.join(report.failures)}", **result)
     module.exit_json(**result)
 
 

@@ -1,5 +1,4 @@
 #!/usr/bin/python
-# -*- coding: utf-8 -*-
 """Deploys releases of a service: the thin Ansible face of hosttune.release."""
 
 from __future__ import annotations
@@ -10,11 +9,12 @@ module: orchestrator_release
 short_description: Deploy a release with proof before the switch and automatic return
 version_added: "0.1.0"
 description:
-  - Builds a release from an artefact in its final path, migrates, starts it as a candidate on a socket of its own,
-    and moves C(current) to it only when it is healthy there. Then restarts the service, watches it, and returns to
-    the last good release by itself when it does not stay healthy.
+  - Builds a release from an artefact in its final path, migrates, starts it as a candidate on a socket of its
+    own, and moves C(current) to it only when it is healthy there. Then restarts the service, watches it, and
+    returns to the last good release by itself when it does not stay healthy.
   - Works below O(root), and on units that are there already. Never writes below C(/etc).
-  - A run that was cut off at any instant leaves the old or the new release serving, whole; the next run completes it.
+  - A run that was cut off at any instant leaves the old or the new release serving, whole; the next run
+    completes it.
 options:
   state:
     description:
@@ -59,15 +59,21 @@ options:
     type: str
     default: "orchestrator-candidate@{id}.service"
   migrate_unit:
-    description: Oneshot unit started before the candidate; it must succeed. Empty means there is nothing to migrate.
+    description: Oneshot unit started before the candidate; it must succeed. Empty: nothing to migrate.
     type: str
     default: "orchestrator-migrate@{id}.service"
   restart_allowed:
     description:
-      - If V(false), a release that would interrupt a serving one is built and proved, and then waits (RV(pending)).
+      - If V(false), a release that would interrupt a serving one is built, proved, and waits (RV(pending)).
       - The first release on a host interrupts nobody and does not need it.
     type: bool
     default: true
+  redeploy:
+    description:
+      - An operator's rollback left a release for a reason, so the next run does not deploy it again by itself
+        (RV(pending)) unless this is V(true).
+    type: bool
+    default: false
   health:
     description: How a release shows that it is well.
     type: dict
@@ -138,7 +144,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 release:
-  description: The release that serves at the end of the run (check mode, that would serve). Null if none does.
+  description: The release that serves at the end (check mode, that would serve). Null if none does.
   returned: always
   type: str
 previous:
@@ -161,11 +167,13 @@ removed:
   type: list
   elements: str
 rolled_back:
-  description: Whether this run returned to an earlier release, by request or because the new one was not well.
+  description: Whether this run returned to an earlier release, as asked or because the new one was ill.
   returned: always
   type: bool
 pending:
-  description: V(restart) if a proved release waits for O(restart_allowed), else empty.
+  description: >-
+    V(restart) if a proved release waits for O(restart_allowed), V(redeploy) if one waits for O(redeploy),
+    else empty.
   returned: always
   type: str
 steps:
@@ -173,7 +181,7 @@ steps:
   returned: always
   type: list
   elements: str
-  sample: [built 0.1.0-47749a6427e7, migrated, candidate 0.1.0-47749a6427e7 healthy, 0.1.0-47749a6427e7 serves]
+  sample: [built 0.1.0-47749a6427e7, migrated, candidate 0.1.0-47749a6427e7 healthy]
 message:
   description: The outcome in one sentence.
   returned: always
@@ -185,12 +193,12 @@ log:
   elements: str
 """
 
-import os  # noqa: E402
+import os
 
-from ansible.module_utils.basic import AnsibleModule  # noqa: E402
-from ansible.module_utils.hosttune import release  # noqa: E402
-from ansible.module_utils.hosttune.model import Refusal  # noqa: E402
-from ansible.module_utils.hosttune.system import System  # noqa: E402
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.hosttune import release
+from ansible.module_utils.hosttune.model import Refusal
+from ansible.module_utils.hosttune.system import System
 
 HEALTH = {
     "url": {"type": "str", "default": "http://127.0.0.1:8000"},
@@ -216,6 +224,7 @@ def main() -> None:
             "candidate_unit": {"type": "str", "default": "orchestrator-candidate@{id}.service"},
             "migrate_unit": {"type": "str", "default": "orchestrator-migrate@{id}.service"},
             "restart_allowed": {"type": "bool", "default": True},
+            "redeploy": {"type": "bool", "default": False},
             "health": {"type": "dict", "default": {}, "options": HEALTH, "apply_defaults": True},
             "python": {"type": "path", "default": "/usr/bin/python3"},
             "holder": {"type": "str", "default": ""},
@@ -246,8 +255,8 @@ def main() -> None:
         module.fail_json(**{**done, "msg": f"{host}: {error}{said}", "log": error.log})
     except OSError as error:
         module.fail_json(
-            msg=f"{host}: {error.filename or request.root}: {error.strerror}. The serving release is untouched or whole; "
-            "mend the cause and run again"
+            msg=f"{host}: {error.filename or request.root}: {error.strerror}. "
+            "What serves is whole; mend the cause and run again"
         )
     module.exit_json(**outcome.as_dict())
 

@@ -11,6 +11,7 @@ lock and target. Exit status 1 and one line on standard error where something is
 from __future__ import annotations
 
 import argparse
+import fcntl
 import gzip
 import hashlib
 import io
@@ -39,13 +40,21 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hosttune"
 
 
-def wheels(lock: Path, python_version: str, arch: str, cache: Path) -> Path:
+def wheels(lock_file: Path, python_version: str, arch: str, cache: Path) -> Path:
     """The folder with exactly the lock's wheels for that Python; downloaded where the cache has none."""
-    digest = hashlib.sha256(lock.read_bytes()).hexdigest()[:16]
+    digest = hashlib.sha256(lock_file.read_bytes()).hexdigest()[:16]
     folder = cache / "wheels" / f"{digest}-{python_version}-{arch}"
     if folder.exists():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / f"{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one play builds for many hosts at once: one of them downloads
+        if not folder.exists():
+            _download(lock_file, folder, python_version, arch)
+    return folder
+
+
+def _download(lock: Path, folder: Path, python_version: str, arch: str) -> None:
     # glibc 2.36 is Debian 12's; pip wants every older tag named too.
     platforms = [f"manylinux_2_{minor}_{arch}" for minor in range(36, 4, -1)]
     platforms += [f"manylinux{year}_{arch}" for year in ("2014", "2010", "1")]
@@ -60,12 +69,7 @@ def wheels(lock: Path, python_version: str, arch: str, cache: Path) -> Path:
             problems = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
             reason = "; ".join(problems or done.stderr.splitlines()[-3:])
             raise BuildError(f"no wheels for Python {python_version} on {arch}: {reason}")
-        try:
-            Path(part, "wheels").rename(folder)
-        except OSError:
-            if not folder.exists():  # else another build has just made the same one
-                raise
-    return folder
+        Path(part, "wheels").rename(folder)
 
 
 def contents(

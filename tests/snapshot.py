@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""Everything below /etc and the live values of a host, as JSON: run before and after, the difference is what stayed.
+"""Everything below /etc and the live values of a host, as JSON: the difference of two runs is what stayed.
 
 Read with the system's own tools and plain file access, never with the engine. Types, modes, owners, link
 targets and contents count; times do not.
@@ -14,7 +14,8 @@ import sys
 
 # What moves by itself, on every host.
 VOLATILE = (
-    "fs.dentry-state", "fs.file-nr", "fs.inode-nr", "fs.inode-state", "fs.aio-nr", "fs.quota.", "fs.binfmt_misc.",
+    "fs.dentry-state", "fs.file-nr", "fs.inode-nr", "fs.inode-state", "fs.aio-nr", "fs.quota.",
+    "fs.binfmt_misc.",
     "kernel.ns_last_pid", "kernel.random.", "kernel.pty.nr", "kernel.tainted", "kernel.sched_domain",
     "net.netfilter.nf_conntrack_count", "net.ipv4.tcp_fastopen_key", "net.ipv6.conf.all.stable_secret",
     "vm.stat_refresh", "kernel.perf_event_max_sample_rate", "net.ipv4.neigh.", "net.ipv6.neigh.",
@@ -55,14 +56,14 @@ def read(path):
         with open(path) as stream:
             return stream.read().strip()
     except OSError as error:
-        return "error: %s" % error.strerror
+        return f"error: {error.strerror}"
 
 
 def queues():
     found = {}
     for disk in sorted(os.listdir("/sys/block")):
         for name in ("scheduler", "read_ahead_kb", "nr_requests", "rq_affinity"):
-            path = "/sys/block/%s/queue/%s" % (disk, name)
+            path = f"/sys/block/{disk}/queue/{name}"
             if os.path.exists(path):
                 found[path] = read(path)
     return found
@@ -84,7 +85,7 @@ def live():
 def flat(value, path=""):
     if isinstance(value, dict):
         for key in value:
-            yield from flat(value[key], "%s/%s" % (path, key) if not str(key).startswith("/") else path + key)
+            yield from flat(value[key], f"{path}/{key}" if not str(key).startswith("/") else path + key)
     else:
         yield path, value
 
@@ -93,7 +94,7 @@ def differences(before, after):
     first, second = dict(flat(before)), dict(flat(after))
     for path in sorted(set(first) | set(second)):
         if first.get(path) != second.get(path):
-            yield "%s: was %s, is %s" % (path, first.get(path, "absent"), second.get(path, "absent"))
+            yield "{}: was {}, is {}".format(path, first.get(path, "absent"), second.get(path, "absent"))
 
 
 if __name__ == "__main__":

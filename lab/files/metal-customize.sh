@@ -1,11 +1,9 @@
 #!/bin/sh
-# mmdebstrap customize hook for the virtual machine's image: root file system, serial console, network,
-# and the unit that takes the host's identity from the machine. $1 is the new root; LAB_ROOT_UUID names
-# its file system.
+# mmdebstrap customize hook for the virtual machine's image: serial console, network, and the unit that
+# takes the host's identity from the machine. $1 is the new root.
 set -eu
 root=$1
 
-echo "UUID=$LAB_ROOT_UUID / ext4 errors=remount-ro 0 1" >"$root/etc/fstab"
 sed -i -e 's/^GRUB_TIMEOUT=.*/GRUB_TIMEOUT=0/' -e 's/^GRUB_CMDLINE_LINUX_DEFAULT=.*/GRUB_CMDLINE_LINUX_DEFAULT=""/' \
   -e 's/^GRUB_CMDLINE_LINUX=.*/GRUB_CMDLINE_LINUX="console=tty0 console=ttyS0"/' "$root/etc/default/grub"
 
@@ -35,27 +33,21 @@ END
 install -d "$root/usr/lib/systemd/system/sysinit.target.wants"
 ln -s ../lab-identity.service "$root/usr/lib/systemd/system/sysinit.target.wants/"
 
-# Runs once instead of init, on the finished disk: only there can the boot loader be installed.
+# Runs once instead of init, on the finished disk: only there can the boot loader be installed. It goes on
+# from a copy in /run, because a root file system whose running script was removed cannot be made read-only.
 cat >"$root/install-boot-loader" <<'END'
 #!/bin/sh
-set -e
-finish() {
-  sync
-  mount -o remount,ro /
-  echo "boot loader status $1"
-  echo o >/proc/sysrq-trigger
-  sleep 60
-}
-trap 'finish failed' EXIT
-mount -t proc proc /proc || :
-mount -t sysfs sysfs /sys || :
-mount -t devtmpfs devtmpfs /dev || :
-mount -o remount,rw /
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin
-grub-install --target=i386-pc /dev/vda
-update-grub
-rm /install-boot-loader
-trap - EXIT
-finish installed
+if [ "$0" = /install-boot-loader ]; then
+  mount -o remount,rw /
+  mv /install-boot-loader /run/
+  exec sh /run/install-boot-loader
+fi
+if grub-install --target=i386-pc /dev/vda && update-grub && mount -o remount,ro /; then
+  echo "boot loader status installed"
+fi
+sync
+echo o >/proc/sysrq-trigger
+sleep 60
 END
 chmod 755 "$root/install-boot-loader"

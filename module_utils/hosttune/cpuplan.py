@@ -115,7 +115,7 @@ class Request:
 
 def _did_you_mean(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else ""
+    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def _one_of(name: str, value: object, choices: Sequence[str]) -> str:
@@ -181,16 +181,21 @@ class Machine:
         self._distances = {node["id"]: node.get("distances") or [] for node in self.nodes}
         node_of = {cpu: node["id"] for node in self.nodes for cpu in cpulist.parse(node.get("cpus") or "")}
 
+        for cpu, entry in entries.items():
+            said = node_of.get(cpu) if entry.get("node") is None else entry["node"]
+            if said in self._order:  # a CPU can outlive its node: that is offline then
+                node_of[cpu] = said
+            else:
+                node_of.pop(cpu, None)
+
         def node_of_core(cpus: Iterable[int]) -> int | None:
-            said = ((cpu, entries[cpu].get("node")) for cpu in cpus)
-            found = {node_of.get(cpu) if node is None else node for cpu, node in said}
-            # a core half in a node, or in two, or in one that does not exist (it is offline), is in none
-            return found.pop() if len(found) == 1 and found <= set(self._order) else None
+            found = {node_of.get(cpu) for cpu in cpus}
+            return found.pop() if len(found) == 1 else None  # half in a node, or in two, is in none
 
         groups = _cores(entries)
         placed = [node_of_core(cpus) for cpus in groups]
         #: False where no CPU is in any node: all of them then count as one node, with id None
-        self.numa = any(node is not None for node in placed)
+        self.numa = any(cpu in node_of for cpu in entries)
         fast = _fast_cores(groups, entries, self._has_offline())
         self.hybrid = not all(fast)
         self.cores = [
@@ -322,8 +327,8 @@ def _device_node(machine: Machine, kind: str, name: str) -> tuple[int | None, st
                 counts[node] = counts.get(node, 0) + 1
         node = min(counts, key=lambda one: (-counts[one], one)) if counts else None
 
-    if len(machine.core_nodes) == 1:
-        return machine.core_nodes[0], ""
+    if len(machine.core_nodes) < 2:
+        return next(iter(machine.core_nodes), None), ""
     if node is None:
         return None, f"{label} {name} does not say its node" if name else ""
     what = (
@@ -392,10 +397,10 @@ def _housekeeping(machine: Machine, asked: Request) -> tuple[list[Core], list[Co
     for node in machine.core_nodes:
         if not any(core.node == node for core in keep):
             take([core for core in spare if core.node == node])
-    # one thread for all interrupts, kernel threads and shells would make each wait for the others
-    if sum(len(core.cpus) for core in keep) < 2 and len(spare) > 2:
-        take([core for core in spare if core.node == keep[0].node] or spare)
     wanted = asked.cores("housekeeping", len(machine.cores))
+    # one thread for all interrupts, kernel threads and shells would make each wait for the others
+    if wanted is None and sum(len(core.cpus) for core in keep) < 2 and len(spare) > 2:
+        take([core for core in spare if core.node == keep[0].node] or spare)
     if wanted is not None and wanted < len(keep):
         raise Refusal(
             f"{_count(wanted, 'core')} asked, but {len(keep)} are the least here: a core on each of"
@@ -557,7 +562,8 @@ class _Layout:
         if not orchestrator_chooses or home != self.home["orchestrator"]:
             return room
         if self.machine.hybrid:
-            return max(room - sum(core.fast for core in self.spare[home]), 1)
+            weak = room - sum(core.fast for core in self.spare[home])
+            return min(max(weak, 1), room - 1)
         return max(room * 2 // 5, 1)
 
     def _usual_orchestrator(self) -> int:

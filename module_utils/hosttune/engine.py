@@ -17,7 +17,6 @@ from .model import Change, FileImage, Planes, Refusal, Setting
 from .observe import Judged, Observer, recall, retarget
 from .system import System
 
-LOCK = "/var/lib/hosttune/lock"
 #: what is asked of the host: owner -> kind -> name -> value
 Owners = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
@@ -81,13 +80,13 @@ def converge(system: System, request: Request) -> Report:
         raise Refusal(
             "settings can be changed by root only", thing="host_settings", remedy="Use become: true"
         )
-    folder = os.path.dirname(LOCK)
+    folder = os.path.dirname(lock.PATH)
     locked = system.read_only_mount(folder)
     if locked:
         raise Refusal("cannot be written", thing=locked, remedy="Mount it read-write: the ledger lies there")
     atomic.make_folders(system.path(folder), 0o700)
     holder = f"run {request.run.get('id', '?')} of {request.run.get('operator', '?')}, process {os.getpid()}"
-    with lock.hold(system.path(LOCK), holder, request.lock_wait_seconds):
+    with lock.hold(system.path(lock.PATH), holder, request.lock_wait_seconds):
         return _Run(system, request).walk()
 
 
@@ -102,8 +101,11 @@ class _Run:
         self.manifest = store.Manifest(system)
         self.missing = {owner: system.missing_packages(names) for owner, names in request.packages.items()}
         self.report = Report()
+        #: why a value other than the one asked for is aimed at
+        self.aimed: dict[tuple[str, str], str] = {}
 
     def walk(self) -> Report:
+        recall(self.observer, self.manifest.owners)  # also of what this call undoes
         wanted = self._wanted()
         undone = self._undone(wanted)
         self._check(wanted)
@@ -203,6 +205,7 @@ class _Run:
         aimed = retarget(self.observer.kind(setting.kind), setting, baseline)
         if aimed is not setting:
             planes.note = f"raise-only: {setting.value} was asked for, this host had {baseline}"
+            self.aimed[setting.key] = planes.note
         return aimed
 
     def _judge(self, setting: Setting, planes: Planes) -> Judged:
@@ -498,7 +501,7 @@ class _Run:
         after = []
         for one in judged:
             now = planes[one.setting.key]
-            now.note = now.note or one.planes.note
+            now.note = self.aimed.get(one.setting.key, now.note)
             again = self._judge(one.setting, now)
             again.changed, again.before = one.changed, one.before
             after.append(again)

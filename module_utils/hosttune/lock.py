@@ -10,6 +10,9 @@ from collections.abc import Iterator
 
 from .model import Refusal
 
+#: Held by whoever changes this host's settings, and by the check while it reads them.
+PATH = "/var/lib/hosttune/lock"
+
 
 @contextlib.contextmanager
 def hold(path: str, holder: str, wait_seconds: float = 60.0) -> Iterator[None]:

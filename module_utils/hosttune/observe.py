@@ -75,8 +75,13 @@ class Observer:
             names.setdefault(kind, []).append(name)
         found: dict[tuple[str, str], Planes] = {}
         for kind in names:
-            for name, planes in self.kind(kind).read(names[kind]).items():
-                found[kind, name] = planes
+            try:
+                planes = self.kind(kind).read(names[kind])
+            except OSError as error:
+                # One tool that gives no answer (systemctl, psql) must not hide the other kinds.
+                planes = {name: Planes(unknown=error.strerror or str(error)) for name in names[kind]}
+            for name in names[kind]:
+                found[kind, name] = planes[name]
         return found
 
     def judge(self, setting: Setting, planes: Planes, clamped_to: str | None = None) -> Judged:

@@ -38,7 +38,8 @@ from .model import FileImage, Refusal
 from .system import System
 
 SCHEMA = 1
-ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}", re.ASCII)
+#: a folder's name and a systemd unit's instance
+ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 #: entries of the journal's history
 HISTORY = 50
 #: seconds one probe may take
@@ -90,6 +91,8 @@ class Request:
     health: Health = field(default_factory=Health)
     #: false: a new release is built and proved, but a serving one is not restarted
     restart_allowed: bool = True
+    #: true: also the release that an operator's rollback left may serve again
+    redeploy: bool = False
     python: str = "/usr/bin/python3"
     holder: str = ""
     lock_wait: float = 60.0
@@ -449,7 +452,14 @@ class Deployment:
             self._prune(release, journal.previous)
             return
         # Only a serving release can be interrupted; the first one, or one that is down, interrupts nobody.
-        # A switch that was cut off is brought to its end in any case: nobody knows what it left running.
+        if release == journal.rolled_back_from and current != release and not request.redeploy:
+            self.outcome.pending = "redeploy"
+            self._stand(
+                f"release {release} waits: an operator went back from it to {current}. Deploy a mended release, "
+                "or allow this one again (redeploy)"
+            )
+            return
+        # A switch that was cut off is brought to its end: nobody knows what it left running.
         held = serving and not request.restart_allowed and journal.switching is None
         if held and whole and release in journal.verified and current != release:
             self._hold_back()
@@ -474,8 +484,8 @@ class Deployment:
     def _hold_back(self) -> None:
         self.outcome.pending = "restart"
         self.outcome.message = (
-            f"release {self.request.release} is built and found good, and waits: {self.request.service} serves "
-            "and its restart is not allowed. Allow it (restart_allowed) in a window"
+            f"release {self.request.release} is built and found good, and waits: {self.request.service} "
+            "serves and its restart is not allowed. Allow it (restart_allowed) in a window"
         )
         if self.request.check:
             self.outcome.release, self.outcome.previous = self.store.current(), self.store.journal.previous
@@ -519,7 +529,7 @@ class Deployment:
             digest.update(block)
         if digest.hexdigest() != self.request.sha256.lower():
             raise Refusal(
-                f"has sha256 {digest.hexdigest()}, but asked for is {self.request.sha256}; nothing was unpacked",
+                f"has sha256 {digest.hexdigest()}, not {self.request.sha256} as asked; nothing was unpacked",
                 thing=self.request.artefact,
                 remedy="Build the artefact again, or copy it again: it is not the one that was meant",
             )
@@ -597,8 +607,9 @@ class Deployment:
         current = self.store.current()
         serving = f"{current} still serves" if current else "no release serves on this host yet"
         raise ReleaseError(
-            f"release {release}: {reason}. {serving}. Remedy: mend the release or what it needs (the log says "
-            f"which), and deploy again; the failed one stays in {self.store.path(release)} to be looked at",
+            f"release {release}: {reason}. {serving}. "
+            "Remedy: mend the release or what it needs (the log says which), and deploy again; "
+            f"the failed one stays in {self.store.path(release)} to be looked at",
             log,
         )
 

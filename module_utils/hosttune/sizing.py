@@ -1,6 +1,6 @@
 """What memory and CPUs mean for PostgreSQL and Redis: values with their formulas and reasons.
 
-    memory_budget(total_bytes, ...) -> {system, orchestrator, redis, postgres: {bytes, value, formula, reason}}
+    memory_budget(total_bytes, ...) -> {total, system, orchestrator, redis, postgres: {bytes, value, ...}}
     postgres(total_bytes, cpus, ...) -> {parameter: {value, formula, reason}}
     redis(share_bytes, ...) -> {directive: {value, formula, reason}}
     connection_budget, postgres_memory_need -> the arithmetic behind preflight checks
@@ -9,9 +9,9 @@ Values are text as the server prints them: PostgreSQL in the largest unit that d
 "512MB"), Redis in bytes, as CONFIG GET does. Sizes given may be bytes or text with a unit ("1536MB", "2GiB";
 units are powers of 1024 as in both servers); a share may also be a part of the whole ("12.5%").
 
-The PostgreSQL rules are pgtune's (le0pard/pgtune, MIT, configurationSlice.js); `corrected=False` reproduces its
-output exactly. `corrected=True`, the default, departs from it where it would harm a server; each departure says
-so in its reason.
+The PostgreSQL rules are pgtune's (le0pard/pgtune, MIT, configurationSlice.js); `corrected=False` reproduces
+its output exactly. `corrected=True`, the default, departs from it where it would harm a server; each
+departure says so in its reason.
 """
 
 from __future__ import annotations
@@ -96,13 +96,14 @@ def memory_budget(
     """Divides the memory of a host that runs everything: what is PostgreSQL's is what the others leave.
 
     `total_bytes` is memory_limit_bytes of host_topology (MemTotal or the least cgroup limit);
-    `host_memory_limit` lowers it further. `system`, `orchestrator`, `redis` and `huge_pages_of_others` are sizes
-    or shares of the total; 0 for what does not run here. The total is first rounded down to what a kernel
-    update does not change (topology.stable_bytes). Usual shares: system 10 % (256 MiB to 8 GiB), orchestrator 15 %
-    (at least 256 MiB), Redis 12.5 % (at least 64 MiB).
+    `host_memory_limit` lowers it further. `system`, `orchestrator`, `redis` and `huge_pages_of_others` are
+    sizes or shares of the total; 0 for what does not run here. The total is first rounded down to what a
+    kernel update does not change (topology.stable_bytes). Usual shares: system 10 % (256 MiB to 8 GiB),
+    orchestrator 15 % (at least 256 MiB), Redis 12.5 % (at least 64 MiB).
 
-    Returns {total, system, orchestrator, redis, postgres: {bytes, value, formula, reason}}, the four parts
-    adding up to the total. Raises Refusal, with the arithmetic, when PostgreSQL would get less than 128 MiB.
+    Returns {total, system, orchestrator, redis, postgres: {bytes, value, formula, reason}}; without huge
+    pages of others the four parts add up to the total. Raises Refusal, with the arithmetic, when PostgreSQL
+    would get less than 128 MiB.
     """
     given = parse_size(total_bytes, "memory total")
     limited = given
@@ -195,13 +196,13 @@ def postgres(
     """PostgreSQL's parameters for a share of memory: {parameter: {value, formula, reason}}.
 
     `total_bytes` less `reserved_bytes` (what Redis, the orchestrator and the system take) is what it may use.
-    `cpus` are those it may run on, None: not known. `disk_class` is a class of host_topology or san; `version`
-    the major version. With `corrected`:
+    `cpus` are those it may run on, None: not known. `disk_class` is a class of host_topology or san,
+    `version` the major one. With `corrected`:
 
     - `shared_buffers` asked for is taken if it fits, else refused with the arithmetic;
     - `wal_disk_bytes`, the size of the WAL's file system, bounds max_wal_size at a quarter;
-    - `wal_compression` and `io_methods` are what this build of the server offers (enumvals of pg_settings): a
-      method that is not built in is fatal at start. Debian's builds have lz4: pass ("pglz", "on", "lz4");
+    - `wal_compression` and `io_methods` are what this build offers (enumvals of pg_settings): a method not
+      built in is fatal at start. Debian's builds have lz4: pass ("pglz", "on", "lz4");
     - `huge_pages_managed` says that the pool of huge pages is reserved and verified by us;
     - `least_worker_processes` is what a standby must have because its primary has it.
     """
@@ -211,8 +212,9 @@ def postgres(
         memory = stable_bytes(max(memory, 0))
     if memory < POSTGRES_LEAST:
         raise Refusal(
-            f"{text_size(parse_size(total_bytes))} less {text_size(parse_size(reserved_bytes))} reserved leaves"
-            f" {text_size(memory) if memory > 0 else 'nothing'}, {text_size(POSTGRES_LEAST)} are the least",
+            f"{text_size(parse_size(total_bytes))} less {text_size(parse_size(reserved_bytes))} reserved"
+            f" leaves {text_size(memory) if memory > 0 else 'nothing'},"
+            f" {text_size(POSTGRES_LEAST)} are the least",
             thing="no memory for PostgreSQL",
             remedy="Lower what is reserved for others, or give the host more memory",
         )
@@ -241,7 +243,7 @@ def _check_postgres(workload: str, disk_class: str, db_size: str, version: int, 
             )
     if not 10 <= int(version) <= 30:
         raise Refusal(
-            f"is {version}", thing="postgres sizing version", remedy="Give the major version, 10 or later"
+            f"is {version}", thing="postgres sizing version", remedy="Give the major version, 10 up"
         )
     if cpus is not None and int(cpus) < 1:
         raise Refusal(f"is {cpus}", thing="postgres sizing cpus", remedy="Give 1 or more, or leave it out")
@@ -274,7 +276,6 @@ class _PgTune:
         divisor = {"web": 1, "oltp": 1, "dw": 2, "mixed": 2, "desktop": 6}[self.workload]
         each = (self.memory - shared_buffers) / ((self.connections + workers) * 3)
         size = math.floor(each / divisor)
-        # 13/10 and 9/10 in integers: 1.3 in binary would round some products up
         size = {"less_ram": size * 13 // 10, "mid_ram": size, "greater_ram": size * 9 // 10}[self.db_size]
         return max(size, 4096)
 
@@ -407,20 +408,20 @@ def _corrected(
     buffers = rules.shared_buffers
     if asked_buffers is not None:
         _check_buffers(rules, asked_buffers)
-        buffers = asked_buffers // KIB
+        buffers = _blocks(asked_buffers // KIB)
         values["shared_buffers"] = _entry(postgres_size(buffers), "as asked", "fits the memory it may use")
-        values["wal_buffers"]["value"] = postgres_size(rules.wal_buffers(buffers))
+    values["wal_buffers"]["value"] = postgres_size(_blocks(rules.wal_buffers(buffers)))
     values["work_mem"]["value"] = postgres_size(rules.work_mem(buffers, workers))
 
     # before 17 VACUUM could not use more than 1 GB
-    most = 2 * GIB // KIB if rules.version >= 17 else GIB // KIB
+    vacuum_most = 2 * GIB // KIB if rules.version >= 17 else GIB // KIB
     values["maintenance_work_mem"] = _entry(
         postgres_size(min(rules.maintenance, 2 * GIB // KIB)),
         "memory / 16 (dw / 8), at most 2GB",
         "corrects pgtune, whose 8GB each CREATE INDEX worker might take",
     )
     values["autovacuum_work_mem"] = _entry(
-        postgres_size(min(rules.maintenance, most)),
+        postgres_size(min(rules.maintenance, vacuum_most)),
         "maintenance_work_mem, at most 1GB before 17, else 2GB",
         "each autovacuum worker takes this much",
     )
@@ -440,8 +441,13 @@ def _corrected(
     return values
 
 
+def _blocks(kib: int) -> int:
+    """Whole 8 kB blocks, which is what the server keeps and prints of these sizes."""
+    return kib // 8 * 8
+
+
 def _bound_wal(values: Sized, rules: _PgTune, wal_disk: int) -> None:
-    """max_wal_size within a quarter of the WAL's file system, whole segments, both at least two of 16 MiB."""
+    """max_wal_size within a quarter of the WAL's file system; whole segments of 16 MiB, at least two."""
     low, high = rules.wal_sizes()
     bounded = min(high, max(wal_disk // 4 // MIB // 16 * 16, 64))
     if bounded < high:
@@ -457,20 +463,21 @@ def _bound_wal(values: Sized, rules: _PgTune, wal_disk: int) -> None:
 
 
 def _check_buffers(rules: _PgTune, asked: int) -> None:
-    """Refuses shared_buffers beside which the backends do not fit."""
+    """Refuses shared_buffers beside which the backends do not fit; the usual quarter is always granted."""
     memory = rules.memory * KIB
     # a quarter of the connections at work at once, 10 MiB each beside its work_mem
     backends = rules.connections * 10 * MIB // 4
     upkeep = min(rules.maintenance * KIB, 2 * GIB)
     available = int((memory - backends - upkeep) / 1.025)  # 2.5 % more for buffer headers and locks
-    if asked > available:
+    usual = rules.shared_buffers * KIB
+    if asked > max(available, usual):
         raise Refusal(
             f"asked {text_size(asked)}, available {text_size(max(available, 0))}: PostgreSQL may use"
             f" {text_size(memory)}, less {text_size(backends)} for {rules.connections} connections"
             f" and {text_size(upkeep)} maintenance_work_mem, over 1.025 for its bookkeeping",
             thing="no memory for the asked shared_buffers",
-            remedy=f"Ask for at most {postgres_size(max(available // MIB, 0) * 1024)} (usual:"
-            f" {postgres_size(rules.shared_buffers)}), or lower max_connections or the other services' memory",
+            remedy=f"Ask for at most {postgres_size(max(available, usual) // MIB * 1024)} (usual:"
+            f" {postgres_size(rules.shared_buffers)}), or lower max_connections or the others' memory",
         )
     if asked < 128 * KIB:
         raise Refusal(
@@ -506,7 +513,8 @@ def postgres_memory_need(
         "value": text_size(need),
         "formula": f"1.025 * shared_buffers {shared_buffers}"
         f" + {max_connections} connections * {text_size(int(connection))}"
-        f" + {autovacuum_max_workers} autovacuum workers * {autovacuum_work_mem} + 2 * {maintenance_work_mem}",
+        f" + {autovacuum_max_workers} autovacuum workers * {autovacuum_work_mem}"
+        f" + 2 * {maintenance_work_mem}",
     }
 
 
@@ -533,9 +541,10 @@ def redis(
     """Redis' directives for its share of memory: {directive: {value, formula, reason}}.
 
     `persistence` is aof, rdb or none: a saving child may copy every page it shares, so data may be half the
-    share at most, and fragmentation takes a tenth. `role` is state (nothing may be lost: writes fail when full)
-    or cache. `version` is (major, minor): a directive it does not know keeps Redis from starting.
-    `cpus` are those Redis may run on. `maxmemory` asked for is taken if it fits, else refused with the arithmetic.
+    share at most, and fragmentation takes a tenth. `role` is state (nothing may be lost: writes fail when
+    full) or cache. `version` is (major, minor): a directive it does not know keeps Redis from starting.
+    `cpus` are those Redis may run on. `maxmemory` asked for is taken if it fits, else refused with the
+    arithmetic.
     """
     if persistence not in ("aof", "rdb", "none"):
         raise Refusal(f"is {persistence!r}", thing="redis sizing persistence", remedy="Use aof, rdb or none")

@@ -115,6 +115,14 @@ class Manifest:
         self.exists = found is not None
         self.owners: dict[str, dict[str, dict[str, dict[str, Any]]]] = (found or {}).get("owners", {})
         self.run: dict[str, Any] = (found or {}).get("run", {})
+        if not _is_owners(self.owners):
+            raise Refusal(
+                "the manifest is not of the form owner, kind, name, value",
+                thing=MANIFEST,
+                remedy="Restore it from a backup of this host",
+            )
+        #: whether it is as we wrote it
+        self.intact = found is None or found.get("digest") == self.digest
 
     @property
     def digest(self) -> str:
@@ -134,6 +142,21 @@ class Manifest:
         if os.path.isdir(folder) and not os.listdir(folder):
             os.rmdir(folder)
             atomic.sync_folder(os.path.dirname(folder))
+
+
+def _is_owners(owners: Any) -> bool:
+    """Whether this is owner -> kind -> name -> {value, ...} down to the values' type."""
+    return (
+        isinstance(owners, dict)
+        and all(isinstance(kinds, dict) for kinds in owners.values())
+        and all(isinstance(names, dict) for kinds in owners.values() for names in kinds.values())
+        and all(
+            isinstance(entry, dict) and isinstance(entry.get("value"), str)
+            for kinds in owners.values()
+            for names in kinds.values()
+            for entry in names.values()
+        )
+    )
 
 
 def sha256(content: bytes) -> str:

@@ -1,19 +1,21 @@
 """Questions to systemd, answered for many units in one command; its files and its values.
 
 Files are found as systemd finds them (unit_file_find_dropin_paths() of 252, systemd.unit(5)) and read as its
-conf-parser reads them. Values are reduced to what can be compared: `systemctl show` prints 30s as `30s`, 1G as
-`1073741824` and true as `yes`.
+conf-parser reads them. Values are reduced to what can be compared: `systemctl show` prints 1G as
+`1073741824`, 90s as `1min 30s` and true as `yes`.
 """
 
 from __future__ import annotations
 
 import datetime
+import difflib
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 
+from . import cpulist
 from .system import System
 
 #: Folders of units and their drop-ins, the strongest first (systemd.unit(5)).
@@ -118,7 +120,7 @@ def assignments(text: str, file: str) -> Iterator[Assignment]:
 
 
 def read_assignments(system: System, files: Iterable[str]) -> list[Assignment]:
-    """The assignments of these files in order; a file that cannot be read raises OSError, a missing one does not."""
+    """The assignments of these files in order; raises OSError where one is there and cannot be read."""
     found: list[Assignment] = []
     for file in files:
         try:
@@ -153,21 +155,22 @@ def template_of(unit: str) -> str:
 
 
 def dropin_names(unit: str) -> list[str]:
-    """The names whose `.d` folders hold drop-ins of `unit`, the most specific first, without the type-wide one.
+    """The names whose `.d` folders hold drop-ins of `unit`, the most specific first; the type-wide one not.
 
-    An instance has those of its template, and every name those of its prefixes: foo-bar@x.service has
-    foo-bar@x.service, foo-bar@.service, foo-@x.service, foo-@.service (systemd's unit_file_find_dirs()).
+    An instance has those of its template, and every name those of its prefixes; a template's prefixes have no
+    @. foo-bar@x.service has foo-bar@x.service, foo-bar@.service, foo-.service, foo-@x.service, foo-@.service
+    (systemd's unit_file_find_dirs(); the order is that seen with systemd 252).
     """
     found = [unit]
     template = template_of(unit)
     if template != unit:
         found += dropin_names(template)
     stem, _, suffix = unit.rpartition(".")
-    prefix, at, instance = stem.partition("@")
+    prefix, _, instance = stem.partition("@")
     shorter = prefix[:-1] if prefix.endswith("-") else prefix
     if "-" in shorter:
         head = shorter[: shorter.rindex("-") + 1]
-        found += dropin_names(f"{head}{at}{instance}.{suffix}")
+        found += dropin_names(f"{head}@{instance}.{suffix}" if instance else f"{head}.{suffix}")
     return list(dict.fromkeys(found))
 
 
@@ -179,6 +182,23 @@ def fragment(system: System, unit: str) -> str | None:
             if system.exists(f"{folder}/{name}"):
                 return f"{folder}/{name}"
     return None
+
+
+def near_units(system: System, unit: str) -> list[str]:
+    """The names of units of the same type that `unit` may be a slip of the pen of, the nearest first."""
+    stem, _, suffix = unit.rpartition(".")
+    stems = {
+        name.rpartition(".")[0]
+        for folder in unit_folders(system)
+        for name in system.names(folder)
+        if name.endswith(f".{suffix}")
+    }
+    return [f"{near}.{suffix}" for near in difflib.get_close_matches(stem, stems, n=3, cutoff=0.75)]
+
+
+def or_list(names: Sequence[str]) -> str:
+    """A remedy that names them, empty for none."""
+    return f"Did you mean {' or '.join(names)}?" if names else ""
 
 
 def is_masked(system: System, path: str) -> bool:
@@ -196,10 +216,7 @@ def dropins(system: System, unit: str, aliases: Sequence[str] = ()) -> list[str]
     """
     folders = unit_folders(system)
     ordered = [
-        f"{folder}/{name}.d"
-        for one in (unit, *aliases)
-        for folder in folders
-        for name in dropin_names(one)
+        f"{folder}/{name}.d" for one in (unit, *aliases) for folder in folders for name in dropin_names(one)
     ]
     ordered += [f"{folder}/{unit.rpartition('.')[2]}.d" for folder in folders]
     chosen: dict[str, str] = {}
@@ -272,7 +289,12 @@ def size(text: str) -> int | None:
         raise ValueError(f"'{text}' is no size such as 512M") from error
 
 
-#: Resource limits that are sizes, and those that are times (with the unit of a bare number); others are counts.
+def cpu_set(text: str) -> frozenset[int]:
+    """CPUs (or NUMA nodes) as systemd takes them, apart by blanks or commas: "0-3 8"."""
+    return frozenset(cpulist.parse(re.sub(r"[\s,]+", ",", text.strip())))
+
+
+#: Resource limits that are sizes, and those that are times (unit of a bare number, its nanoseconds).
 _LIMIT_SIZES = frozenset({"FSIZE", "DATA", "STACK", "CORE", "RSS", "AS", "MEMLOCK", "MSGQUEUE"})
 _LIMIT_TIMES = {"CPU": ("s", 10**9), "RTTIME": ("us", 10**3)}
 
@@ -297,7 +319,7 @@ def _limit(resource: str, text: str) -> int | None:
 
 
 def limit(resource: str, text: str) -> tuple[int | None, int | None]:
-    """Soft and hard of a resource limit (`resource` as in RLIMIT_resource); one value is both, None is infinity."""
+    """Soft and hard of a resource limit (RLIMIT_`resource`); one value is both, None is infinity."""
     soft_text, colon, hard_text = text.strip().partition(":")
     soft = _limit(resource, soft_text.strip())
     hard = _limit(resource, hard_text.strip()) if colon else soft

@@ -103,7 +103,7 @@ def _numbered(folder: Path, prefix: str) -> list[tuple[int, Path]]:
 
 def _names(folder: Path) -> list[str]:
     try:
-        return sorted(os.listdir(folder))  # noqa: PTH208 - iterdir would sort by whole paths
+        return sorted(os.listdir(folder))
     except OSError:
         return []
 
@@ -191,8 +191,8 @@ def _read_cpus(root: Path, nodes: list[dict[str, Any]], x86: bool) -> dict[str, 
             "online": is_online,
             "node": node_of.get(number),
             "package": _known(_int(topology / "physical_package_id")),
-            "die": _known(_int(topology / "die_id")),
-            "core": _known(_int(topology / "core_id")),
+            "die": _int(topology / "die_id"),
+            "core": _int(topology / "core_id"),
             "siblings": None,
             "l3_group": None,
         }

@@ -33,27 +33,47 @@ RELOADING = frozenset({"limit", "file", "manager", "unit", "postgres"})
 def load(name: str, system: System) -> Kind:
     """The kind called `name`; raises Refusal for a name that is none."""
     if name == "module":
-        from .module import ModuleKind as found
-    elif name == "sysctl":
-        from .sysctl import SysctlKind as found
-    elif name == "sysfs":
-        from .sysfs import SysfsKind as found
-    elif name == "block":
-        from .block import BlockKind as found
-    elif name == "mount":
-        from .mount import MountKind as found
-    elif name == "limit":
-        from .limit import LimitKind as found
-    elif name == "file":
-        from .file import FileKind as found
-    elif name == "manager":
-        from .manager import ManagerKind as found
-    elif name == "unit":
-        from .unit import UnitKind as found
-    elif name == "postgres":
-        from .postgres import PostgresKind as found
-    elif name == "service":
-        from .service import ServiceKind as found
-    else:
-        raise Refusal("no such kind of setting", thing=name, remedy=f"Kinds are {', '.join(ORDER)}")
-    return found(system)
+        from .module import ModuleKind
+
+        return ModuleKind(system)
+    if name == "sysctl":
+        from .sysctl import SysctlKind
+
+        return SysctlKind(system)
+    if name == "sysfs":
+        from .sysfs import SysfsKind
+
+        return SysfsKind(system)
+    if name == "block":
+        from .block import BlockKind
+
+        return BlockKind(system)
+    if name == "mount":
+        from .mount import MountKind
+
+        return MountKind(system)
+    if name == "limit":
+        from .limit import LimitKind
+
+        return LimitKind(system)
+    if name == "file":
+        from .file import FileKind
+
+        return FileKind(system)
+    if name == "manager":
+        from .manager import ManagerKind
+
+        return ManagerKind(system)
+    if name == "unit":
+        from .unit import UnitKind
+
+        return UnitKind(system)
+    if name == "postgres":
+        from .postgres import PostgresKind
+
+        return PostgresKind(system)
+    if name == "service":
+        from .service import ServiceKind
+
+        return ServiceKind(system)
+    raise Refusal("no such kind of setting", thing=name, remedy=f"Kinds are {', '.join(ORDER)}")

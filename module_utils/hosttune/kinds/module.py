@@ -33,6 +33,7 @@ DENY_FOLDERS = (
     "/lib/modprobe.d",
 )
 VALUES = ("loaded", "unloaded")
+_COMMAND_LINE = {"modules_load": "loaded", "module_blacklist": "unloaded", "modprobe.blacklist": "unloaded"}
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\Z")
 #: `install NAME /bin/false`: the common way of denying a module even to a modprobe by hand.
@@ -153,7 +154,9 @@ class ModuleKind(Kind):
             return  # the machine's module folder is not ours to see: `read` answers unsupported
         alias = self.kernel.alias_of(setting.name)
         if alias:
-            raise Refusal(f"is an alias of {alias}", thing=str(setting), remedy=f"Name the module itself: {alias}")
+            raise Refusal(
+                f"is an alias of {alias}", thing=str(setting), remedy=f"Name the module itself: {alias}"
+            )
         if not loadable and not builtin:
             raise Refusal(
                 "is not loaded, and the running kernel has no folder of modules",
@@ -211,11 +214,11 @@ class ModuleKind(Kind):
                 if denies:
                     denials[normal(words[1])].append(Definition("unloaded", file, number))
         for key, value in self._command_line():
-            where = {"modules_load": loads, "module_blacklist": denials, "modprobe.blacklist": denials}.get(key)
-            for module in value.split(",") if where is not None else ():
-                if where is not None and normal(module) in where:
-                    state = "loaded" if where is loads else "unloaded"
-                    where[normal(module)].append(Definition(state, "/proc/cmdline", 1))
+            if key in _COMMAND_LINE:
+                where = loads if _COMMAND_LINE[key] == "loaded" else denials
+                for module in value.split(","):
+                    if normal(module) in where:
+                        where[normal(module)].append(Definition(_COMMAND_LINE[key], "/proc/cmdline", 1))
         for where in (loads, denials):
             for definitions in where.values():
                 definitions.sort(key=lambda one: "/60-hosttune-" in one.file)

@@ -52,6 +52,8 @@ CONDITIONAL = {
     "vm.zone_reclaim_mode": "the kernel was built without CONFIG_NUMA",
 }
 
+CONGESTION_CONTROL = "net/ipv4/tcp_congestion_control"
+
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./:@*?\-]*\Z")
 
 
@@ -182,9 +184,22 @@ class SysctlKind(Kind):
             return planes
         if foreign:
             planes.unsupported = foreign
+        elif self.system.container and path == CONGESTION_CONTROL:
+            planes.unsupported = self._restricted()
         elif not os.stat(self.system.path(f"/proc/sys/{path}")).st_mode & 0o200:
             planes.unsupported = f"/proc/sys/{path} is read-only on this kernel"
         return planes
+
+    def _restricted(self) -> str:
+        """A container may choose only among what the machine allows everybody (tcp_cong.c)."""
+        try:
+            folder = f"/proc/sys/{os.path.dirname(CONGESTION_CONTROL)}"
+            allowed = self.system.read_value(f"{folder}/tcp_allowed_congestion_control")
+            available = self.system.read_value(f"{folder}/tcp_available_congestion_control")
+        except OSError:
+            return ""
+        missing = set(available.split()) - set(allowed.split())
+        return f"the machine lets a container choose from {allowed} only" if missing else ""
 
     def _persisted(self, paths: set[str]) -> dict[str, list[Definition]]:
         """Every definition of each path in reading order, the winner last."""

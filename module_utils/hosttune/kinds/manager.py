@@ -1,0 +1,260 @@
+"""Kind manager: the service manager's own configuration, section [Manager] of systemd-system.conf(5).
+
+Name: DIRECTIVE, such as `DefaultTasksMax`. Live is the manager's property where systemd has one (for
+CPUAffinity: what PID 1 is allowed to run on); the other directives have no live plane. Files become live by
+one `systemctl daemon-reexec`, which restarts no service; services that run keep the defaults they began with.
+Persisted truth: the first system.conf of the folders below, then the drop-ins of all of them by base name;
+the last assignment wins, for CPUAffinity and other lists what has accumulated since the last empty one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+
+from ..model import Change, Definition, Planes, Refusal, Setting, squeeze
+from ..system import System
+from ..systemd import (
+    Assignment,
+    Systemd,
+    boolean,
+    cpu_set,
+    limit,
+    limit_text,
+    nanoseconds,
+    read_assignments,
+    size,
+)
+from .base import Kind, did_you_mean, ordered_files
+
+FOLDERS = ("/etc/systemd", "/run/systemd", "/usr/local/lib/systemd", "/usr/lib/systemd", "/lib/systemd")
+#: How long the manager may take until it answers again after it has re-executed itself.
+REEXEC_SECONDS = 15.0
+
+
+def words(text: str) -> frozenset[str]:
+    """The words of a text, for tables of directives that would otherwise be pages of quotes."""
+    return frozenset(text.split())
+
+
+_LIMITS = words(
+    "CPU FSIZE DATA STACK CORE RSS NOFILE AS NPROC MEMLOCK LOCKS SIGPENDING MSGQUEUE NICE RTPRIO RTTIME"
+)
+_SPANS = words(
+    "RuntimeWatchdogSec RuntimeWatchdogPreSec RebootWatchdogSec KExecWatchdogSec DefaultTimerAccuracySec "
+    "DefaultTimeoutStartSec DefaultTimeoutStopSec DefaultTimeoutAbortSec DefaultDeviceTimeoutSec "
+    "DefaultRestartSec DefaultStartLimitIntervalSec"
+)
+_BOOLEANS = words(
+    "DefaultCPUAccounting DefaultIOAccounting DefaultIPAccounting DefaultMemoryAccounting "
+    "DefaultTasksAccounting"
+)
+_WORDS = words(
+    "LogLevel CtrlAltDelBurstAction DefaultOOMPolicy DefaultStandardOutput DefaultStandardError "
+    "DefaultStartLimitBurst DefaultOOMScoreAdjust"
+)
+#: Directives without a property in systemd 252, seen with `busctl introspect`.
+_FILES_ONLY = words(
+    "LogTarget LogColor LogLocation LogTime DumpCore ShowStatus CrashChangeVT CrashShell CrashReboot "
+    "NUMAPolicy NUMAMask RuntimeWatchdogPreGovernor WatchdogDevice CapabilityBoundingSet NoNewPrivileges "
+    "SystemCallArchitectures StatusUnitFormat DefaultEnvironment ManagerEnvironment DefaultSmackProcessLabel"
+)
+#: Assignments of these add to the earlier ones; an empty one clears them.
+_ACCUMULATING = frozenset(
+    {
+        "CPUAffinity",
+        "NUMAMask",
+        "CapabilityBoundingSet",
+        "SystemCallArchitectures",
+        "DefaultEnvironment",
+        "ManagerEnvironment",
+    }
+)
+_CPU_SETS = frozenset({"CPUAffinity", "NUMAMask"})
+
+#: Directive -> the properties that show it, none where systemd has none.
+PROPERTIES: dict[str, tuple[str, ...]] = {
+    **{f"DefaultLimit{one}": (f"DefaultLimit{one}Soft", f"DefaultLimit{one}") for one in _LIMITS},
+    **{one: (one[:-3] + "USec",) for one in _SPANS},
+    **{one: (one,) for one in (*_BOOLEANS, *_WORDS, "DefaultTasksMax", "TimerSlackNSec")},
+    **{one: () for one in (*_FILES_ONLY, "CPUAffinity")},
+}
+
+
+class ManagerKind(Kind):
+    name = "manager"
+
+    def __init__(self, system: System) -> None:
+        super().__init__(system)
+        self.systemd = Systemd(system)
+
+    # names and values
+
+    def check(self, settings: Sequence[Setting], packages: Mapping[str, Sequence[str]]) -> None:
+        for setting in settings:
+            if setting.name not in PROPERTIES:
+                raise Refusal(
+                    "is no directive of section [Manager]",
+                    thing=str(setting),
+                    remedy=did_you_mean(setting.name, PROPERTIES) or "See systemd-system.conf(5)",
+                )
+            if not setting.value:
+                raise Refusal("has no value", thing=str(setting), remedy="Give one, or leave the name out")
+            if setting.name == "DefaultTasksMax" and setting.value.endswith("%"):
+                raise Refusal(
+                    "a percentage cannot be compared with the number that systemd shows",
+                    thing=str(setting),
+                    remedy="Give a number of tasks, or infinity",
+                )
+            try:
+                _canonical(setting.name, setting.value)
+            except ValueError as error:
+                raise Refusal(str(error), thing=str(setting), remedy="See systemd-system.conf(5)") from error
+
+    def same(self, name: str, wanted: str, found: str) -> bool:
+        try:
+            return _canonical(name, wanted) == _canonical(name, found)
+        except ValueError:
+            return wanted == found
+
+    # planes
+
+    def read(self, names: Sequence[str]) -> dict[str, Planes]:
+        files = self._files()
+        unreadable = ""
+        lines: list[Assignment] = []
+        try:
+            lines = read_assignments(self.system, files)
+        except OSError as error:
+            unreadable = f"{error.filename}: {error.strerror}"
+        properties = sorted({one for name in names for one in PROPERTIES.get(name, ())})
+        shown: dict[str, str] = {}
+        silent = ""
+        if properties:
+            try:
+                shown = self.systemd.manager(properties)
+            except OSError as error:
+                silent = str(error.strerror)
+        found = {}
+        for name in names:
+            planes = Planes(unknown=unreadable)
+            planes.definitions = definitions(lines, "Manager", name, name in _ACCUMULATING)
+            needed = PROPERTIES.get(name, ())
+            if needed and silent:
+                planes.unknown = planes.unknown or silent
+            elif needed and any(one not in shown for one in needed):
+                planes.unsupported = f"this systemd shows no {' and '.join(needed)}"
+            elif needed:
+                planes.live = (
+                    limit_text(*(shown[one] for one in needed)) if len(needed) == 2 else shown[needed[0]]
+                )
+            elif name == "CPUAffinity":
+                self._read_affinity(planes)
+            else:
+                planes.has_live = False
+                planes.note = "systemd shows no property of it: judged by its files"
+            if planes.has_live and not agrees(self, name, planes):
+                planes.needs = "reload"
+            found[name] = planes
+        return found
+
+    def _read_affinity(self, planes: Planes) -> None:
+        try:
+            status = self.system.read("/proc/1/status")
+        except OSError as error:
+            planes.unknown = planes.unknown or f"/proc/1/status: {error.strerror}"
+            return
+        for line in status.split("\n"):
+            if line.startswith("Cpus_allowed_list:"):
+                planes.live = line.partition(":")[2].strip()
+
+    def _files(self) -> list[str]:
+        main = [f"{folder}/system.conf" for folder in FOLDERS if self.system.exists(f"{folder}/system.conf")]
+        return main[:1] + ordered_files(
+            self.system, [f"{folder}/system.conf.d" for folder in FOLDERS], ".conf"
+        )
+
+    # persistence
+
+    def managed_file(self, owner: str, name: str) -> str:
+        return f"/etc/systemd/system.conf.d/60-hosttune-{owner}.conf"
+
+    def body(self, settings: Sequence[Setting]) -> str:
+        lines = ["[Manager]"]
+        for setting in settings:
+            if setting.name in _ACCUMULATING:
+                lines.append(f"{setting.name}=")
+            lines.append(f"{setting.name}={setting.value}")
+        return "\n".join(lines) + "\n"
+
+    # the live plane
+
+    def activate(self, changes: Sequence[Change], files: Iterable[str]) -> dict[str, str]:
+        """One daemon-reexec; TimerSlackNSec and CPUAffinity are not taken up by a daemon-reload."""
+        if not changes and not list(files):
+            return {}
+        ended = self.system.run("systemctl", "daemon-reexec")
+        # The answer may be lost with the process that gave it: what counts is that the new one speaks.
+        end = time.monotonic() + REEXEC_SECONDS
+        while True:
+            try:
+                self.systemd.manager(("Version",))
+            except OSError as error:
+                if time.monotonic() > end:
+                    said = ended.err.strip() or error.strerror
+                    why = f"systemd does not answer since its daemon-reexec: {said}"
+                    return {change.name: why for change in changes} or {"": why}
+                time.sleep(0.2)
+            else:
+                return {}
+
+
+def agrees(kind: Kind, name: str, planes: Planes) -> bool:
+    """Whether what is live is what the files say; where they say nothing, the default is live."""
+    winner = planes.winner
+    return winner is None or (planes.live is not None and kind.same(name, winner.value, planes.live))
+
+
+def definitions(lines: Sequence[Assignment], section: str, name: str, accumulating: bool) -> list[Definition]:
+    """The assignments of one directive in reading order; the last one's value is what results of all.
+
+    Where assignments accumulate, an empty one clears what came before: it is a definition only where nothing
+    follows it.
+    """
+    found: list[Definition] = []
+    held: list[str] = []
+    for one in lines:
+        if one.section != section or one.name != name:
+            continue
+        value = squeeze(one.value)
+        if accumulating:
+            if found and not found[-1].value:
+                found.pop()
+            held = [*held, value] if value else []
+        found.append(Definition(value, one.file, one.line))
+    if accumulating and len(held) > 1:
+        found[-1] = Definition(" ".join(held), found[-1].file, found[-1].line)
+    return found
+
+
+def _canonical(name: str, text: str) -> object:
+    """What can be compared of a value; raises ValueError for text that is none of this directive."""
+    if name.startswith("DefaultLimit"):
+        return limit(name[len("DefaultLimit") :], text)
+    if name in _SPANS:
+        if name.endswith(("WatchdogSec", "WatchdogPreSec")) and text.lower() in ("off", "default"):
+            return 0 if text.lower() == "off" else "default"
+        return nanoseconds(text)
+    if name in _BOOLEANS:
+        return boolean(text)
+    if name in _CPU_SETS:
+        return text if text in ("numa", "all") else cpu_set(text)
+    if name == "DefaultTasksMax":
+        return size(text)
+    if name == "TimerSlackNSec":
+        return nanoseconds(text, "ns")
+    if name in ("DefaultStartLimitBurst", "DefaultOOMScoreAdjust"):
+        return int(text)
+    if name in _FILES_ONLY:
+        return text
+    return text.lower()

@@ -1,0 +1,654 @@
+"""Kind unit: directives of systemd units, as drop-ins.
+
+Name: UNIT/SECTION/DIRECTIVE, such as `redis-server.service/Service/LimitNOFILE`; UNIT may be an instance or a
+template. Planes:
+
+- persisted: the unit file and all its drop-ins in systemd's order, those of templates, of prefixes and of
+  the whole type too. The last assignment wins; where assignments accumulate, an empty one clears the earlier
+  ones, and so our file begins such a directive with an empty assignment: what it says is all there is.
+  Dependencies cannot be cleared: ours are added, and right when they are among the others.
+- live: what the manager has loaded, from `systemctl show`. A directive without a comparable property is live
+  as the files say, unless systemd says that it needs a daemon-reload. Templates have no live plane.
+- process: what the running main process has (/proc/PID). A directive that is taken at the start of the
+  process and that /proc does not show is compared by time: a file newer than the process was not read by it.
+  That can ask for one restart too many, when another directive of the same file changed; never for too few.
+
+Written files become live by one `systemctl daemon-reload`. Nothing is restarted here.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+from collections.abc import Iterable, Mapping, Sequence
+
+from ..model import Change, Planes, Refusal, Setting
+from ..system import System
+from ..systemd import (
+    Assignment,
+    Systemd,
+    boolean,
+    cpu_set,
+    dropins,
+    fragment,
+    is_masked,
+    is_template,
+    limit,
+    limit_text,
+    nanoseconds,
+    near_units,
+    or_list,
+    read_assignments,
+    size,
+)
+from .base import Kind, did_you_mean
+from .manager import agrees, definitions, words
+
+#: The section that is a unit type's own.
+SECTIONS = {
+    "service": "Service",
+    "socket": "Socket",
+    "mount": "Mount",
+    "automount": "Automount",
+    "swap": "Swap",
+    "timer": "Timer",
+    "path": "Path",
+    "slice": "Slice",
+    "scope": "Scope",
+    "target": "",
+    "device": "",
+}
+_PROGRAMS = ("/usr/lib/systemd/systemd", "/lib/systemd/systemd")
+
+#: /proc/PID/limits calls them so.
+_LIMIT_LINES = {
+    "CPU": "Max cpu time",
+    "FSIZE": "Max file size",
+    "DATA": "Max data size",
+    "STACK": "Max stack size",
+    "CORE": "Max core file size",
+    "RSS": "Max resident set",
+    "NPROC": "Max processes",
+    "NOFILE": "Max open files",
+    "MEMLOCK": "Max locked memory",
+    "AS": "Max address space",
+    "LOCKS": "Max file locks",
+    "SIGPENDING": "Max pending signals",
+    "MSGQUEUE": "Max msgqueue size",
+    "NICE": "Max nice priority",
+    "RTPRIO": "Max realtime priority",
+    "RTTIME": "Max realtime timeout",
+}
+
+
+_CPU_SETS = words(
+    "CPUAffinity NUMAMask AllowedCPUs StartupAllowedCPUs AllowedMemoryNodes StartupAllowedMemoryNodes"
+)
+_SIZES = words(
+    "MemoryMin MemoryLow MemoryHigh MemoryMax MemorySwapMax MemoryLimit DefaultMemoryMin "
+    "DefaultMemoryLow TasksMax"
+)
+_NUMBERS = words(
+    "Nice OOMScoreAdjust CPUSchedulingPriority IOSchedulingPriority StartLimitBurst LogRateLimitBurst "
+    "CPUWeight StartupCPUWeight IOWeight StartupIOWeight FileDescriptorStoreMax Backlog"
+)
+_BOOLEANS = words(
+    "CPUSchedulingResetOnFork NoNewPrivileges LockPersonality RemainAfterExit PrivateTmp PrivateDevices "
+    "PrivateNetwork PrivateUsers PrivateIPC PrivateMounts ProtectClock ProtectControlGroups "
+    "ProtectHostname ProtectKernelLogs ProtectKernelModules ProtectKernelTunables "
+    "MemoryDenyWriteExecute RestrictRealtime RestrictSUIDSGID RemoveIPC SendSIGKILL SendSIGHUP "
+    "CPUAccounting MemoryAccounting TasksAccounting IOAccounting IPAccounting IgnoreSIGPIPE "
+    "GuessMainPID RefuseManualStart RefuseManualStop StopWhenUnneeded Persistent WakeSystem DynamicUser"
+)
+_PLAIN = words(
+    "NUMAPolicy Restart Type KillMode OOMPolicy User Group Slice ProtectSystem ProtectHome Description"
+)
+_SIGNALS = words("KillSignal RestartKillSignal FinalKillSignal WatchdogSignal")
+#: `systemctl show` prints these as numbers (ioprio.h, sched.h).
+_NAMED = {
+    "CPUSchedulingPolicy": {"other": 0, "fifo": 1, "rr": 2, "batch": 3, "idle": 5},
+    "IOSchedulingClass": {"none": 0, "realtime": 1, "best-effort": 2, "idle": 3},
+}
+_NUMA_POLICIES = words("default preferred bind interleave local")
+#: systemd only warns in its log of a number outside and then keeps what it had.
+_RANGES = {
+    "Nice": (-20, 19),
+    "OOMScoreAdjust": (-1000, 1000),
+    "CPUSchedulingPriority": (0, 99),
+    "IOSchedulingPriority": (0, 7),
+    **dict.fromkeys(("CPUWeight", "StartupCPUWeight", "IOWeight", "StartupIOWeight"), (1, 10000)),
+}
+_COREDUMP_BITS = (
+    "private-anonymous",
+    "shared-anonymous",
+    "private-file-backed",
+    "shared-file-backed",
+    "elf-headers",
+    "private-huge",
+    "shared-huge",
+    "private-dax",
+    "shared-dax",
+)
+_COREDUMP_DEFAULT = 0x33
+#: Time spans whose zero means "no limit" (config_parse_service_timeout and parse_sec_fix_0 of 252).
+_ZERO_IS_INFINITY = words(
+    "TimeoutStartSec TimeoutStopSec TimeoutAbortSec TimeoutSec JobTimeoutSec JobRunningTimeoutSec"
+)
+#: Time spans that are no property with the name of the directive.
+_SPAN_WITHOUT_PROPERTY = words(
+    "TimeoutSec OnActiveSec OnBootSec OnStartupSec OnUnitActiveSec OnUnitInactiveSec"
+)
+
+#: Assignments of these are added to the earlier ones and cannot be taken back (systemd.unit(5)).
+ADDED = words(
+    "After Before Wants Requires Requisite BindsTo PartOf Upholds Conflicts OnFailure OnSuccess "
+    "PropagatesReloadTo ReloadPropagatedFrom PropagatesStopTo StopPropagatedFrom JoinsNamespaceOf "
+    "RequiresMountsFor"
+)
+#: Assignments of these are added to the earlier ones; an empty one clears them.
+CLEARED = words(
+    "CPUAffinity NUMAMask AllowedCPUs StartupAllowedCPUs AllowedMemoryNodes StartupAllowedMemoryNodes "
+    "Environment EnvironmentFile PassEnvironment UnsetEnvironment ExecCondition ExecStartPre ExecStart "
+    "ExecStartPost ExecReload ExecStop ExecStopPost SupplementaryGroups CapabilityBoundingSet "
+    "AmbientCapabilities SystemCallFilter SystemCallArchitectures SystemCallLog RestrictAddressFamilies "
+    "RestrictNamespaces RestrictFileSystems ReadWritePaths ReadOnlyPaths InaccessiblePaths ExecPaths "
+    "NoExecPaths BindPaths BindReadOnlyPaths TemporaryFileSystem ExtensionImages ExtensionDirectories "
+    "RuntimeDirectory StateDirectory CacheDirectory LogsDirectory ConfigurationDirectory LoadCredential "
+    "LoadCredentialEncrypted SetCredential LogExtraFields DeviceAllow IODeviceWeight IOReadBandwidthMax "
+    "IOWriteBandwidthMax IOReadIOPSMax IOWriteIOPSMax IODeviceLatencyTargetSec IPAddressAllow "
+    "IPAddressDeny SocketBindAllow SocketBindDeny SuccessExitStatus RestartPreventExitStatus "
+    "RestartForceExitStatus Documentation CoredumpFilter OnCalendar OnActiveSec OnBootSec OnStartupSec "
+    "OnUnitActiveSec OnUnitInactiveSec ListenStream ListenDatagram ListenFIFO PathExists PathChanged "
+    "PathModified DirectoryNotEmpty ConditionPathExists ConditionPathIsDirectory "
+    "ConditionVirtualization AssertPathExists"
+)
+#: Taken by a process when it starts and shown nowhere in /proc: compared by the age of the file.
+_AT_START = words(
+    "Environment EnvironmentFile PassEnvironment UnsetEnvironment ExecStart ExecStartPre User Group "
+    "SupplementaryGroups DynamicUser WorkingDirectory RootDirectory RootImage StandardInput "
+    "StandardOutput StandardError CapabilityBoundingSet AmbientCapabilities SystemCallFilter "
+    "SystemCallArchitectures RestrictAddressFamilies RestrictNamespaces RestrictRealtime "
+    "RestrictSUIDSGID RestrictFileSystems ReadWritePaths ReadOnlyPaths InaccessiblePaths ExecPaths "
+    "NoExecPaths BindPaths BindReadOnlyPaths TemporaryFileSystem RuntimeDirectory StateDirectory "
+    "CacheDirectory LogsDirectory ConfigurationDirectory LoadCredential SetCredential PrivateTmp "
+    "PrivateDevices PrivateNetwork PrivateUsers PrivateIPC PrivateMounts ProtectClock "
+    "ProtectControlGroups ProtectHome ProtectHostname ProtectKernelLogs ProtectKernelModules "
+    "ProtectKernelTunables ProtectProc ProcSubset ProtectSystem LockPersonality MemoryDenyWriteExecute "
+    "IOSchedulingClass IOSchedulingPriority Type WatchdogSec Slice Delegate"
+)
+_ALWAYS_SHOWN = (
+    "LoadState",
+    "LoadError",
+    "FragmentPath",
+    "DropInPaths",
+    "Names",
+    "NeedDaemonReload",
+    "MainPID",
+    "ExecMainStartTimestamp",
+)
+
+
+def properties(directive: str) -> tuple[str, ...]:
+    """The properties in which `systemctl show` prints a directive, none where they cannot be compared."""
+    if directive.startswith("Limit") and directive[5:] in _LIMIT_LINES:
+        return (f"{directive}Soft", directive)
+    if directive == "CPUQuota":
+        return ("CPUQuotaPerSecUSec",)
+    if directive == "TimerSlackNSec":
+        return (directive,)
+    if directive.endswith("Sec") and directive not in _SPAN_WITHOUT_PROPERTY | CLEARED:
+        return (f"{directive[:-3]}USec",)
+    one_to_one = _CPU_SETS | _SIZES | _NUMBERS | _BOOLEANS | _PLAIN | _SIGNALS
+    if directive in one_to_one or directive in _NAMED or directive in ("UMask", "CoredumpFilter"):
+        return (directive,)
+    return ()
+
+
+class UnitKind(Kind):
+    name = "unit"
+
+    def __init__(self, system: System) -> None:
+        super().__init__(system)
+        self.systemd = Systemd(system)
+        #: units whose own file comes with the same call
+        self._coming: set[str] = set()
+
+    # names and values
+
+    def check(self, settings: Sequence[Setting], packages: Mapping[str, Sequence[str]]) -> None:
+        known = self._directives()
+        shown = self._shown({split(one.name)[0] for one in settings if one.name.count("/") == 2}, ())
+        for setting in settings:
+            if setting.name.count("/") != 2:
+                raise Refusal(
+                    "is no name of a unit's directive",
+                    thing=str(setting),
+                    remedy="Names are UNIT/SECTION/DIRECTIVE: redis-server.service/Service/LimitNOFILE",
+                )
+            unit, section, directive = split(setting.name)
+            self._check_place(setting, unit, section, directive, known)
+            self._check_exists(setting, unit, shown.get(unit, {}), packages)
+            self._check_value(setting, directive)
+
+    def _check_place(
+        self, setting: Setting, unit: str, section: str, directive: str, known: Mapping[str, frozenset[str]]
+    ) -> None:
+        type_ = unit.rpartition(".")[2]
+        if "." not in unit or type_ not in SECTIONS:
+            raise Refusal(
+                f"'{unit}' is no name of a unit",
+                thing=str(setting),
+                remedy=f"Write it with its type: {unit}.service",
+            )
+        allowed = ["Unit"] + ([SECTIONS[type_]] if SECTIONS[type_] else [])
+        if section not in allowed:
+            raise Refusal(
+                f"a drop-in of a {type_} has no section [{section}]",
+                thing=str(setting),
+                remedy=did_you_mean(section, allowed) or f"Sections are {' and '.join(allowed)}",
+            )
+        if section in known and directive not in known[section]:
+            elsewhere = [one for one in allowed if directive in known.get(one, ())]
+            raise Refusal(
+                f"systemd knows no {directive} in section [{section}]",
+                thing=str(setting),
+                remedy=f"It belongs to section [{elsewhere[0]}]"
+                if elsewhere
+                else did_you_mean(directive, known[section]),
+            )
+
+    def _check_exists(
+        self, setting: Setting, unit: str, shown: Mapping[str, str], packages: Mapping[str, Sequence[str]]
+    ) -> None:
+        if setting.notes.get("unit_from") == "file":
+            self._coming.add(unit)
+            return
+        if fragment(self.system, unit) is None and shown.get("LoadState", "not-found") == "not-found":
+            if packages.get(setting.owner):
+                return
+            raise Refusal(
+                f"there is no unit {unit}",
+                thing=str(setting),
+                remedy=or_list(near_units(self.system, unit))
+                or "Install what brings it first, or correct the name",
+            )
+        target = shown.get("Id", unit)
+        if target != unit and not is_template(unit):
+            raise Refusal(
+                f"{unit} is another name of {target}",
+                thing=str(setting),
+                remedy=f"Name {target}: under two names a setting could have two owners",
+            )
+
+    def _check_value(self, setting: Setting, directive: str) -> None:
+        value = setting.value
+        if not value and directive not in CLEARED:
+            raise Refusal("has no value", thing=str(setting), remedy="Give one, or leave the name out")
+        if value.endswith("%") and directive in _SIZES:
+            raise Refusal(
+                "a percentage cannot be compared with the number that systemd shows",
+                thing=str(setting),
+                remedy="Give a number" if directive == "TasksMax" else "Give a size, such as 512M",
+            )
+        try:
+            _canonical(directive, value)
+        except ValueError as error:
+            choices = sorted(_NAMED[directive]) if directive in _NAMED else []
+            raise Refusal(
+                f"'{value}' is no value of {directive} ({error})",
+                thing=str(setting),
+                remedy=f"Values are {', '.join(choices)}" if choices else "See systemd.directives(7)",
+            ) from error
+        low, high = _RANGES.get(directive, (None, None))
+        if low is not None and high is not None and value != "idle" and not low <= int(value) <= high:
+            raise Refusal(f"{value} is out of range", thing=str(setting), remedy=f"Give {low} to {high}")
+        if directive in _CPU_SETS and value not in ("numa", "all"):
+            what, file = ("CPUs", "/sys/devices/system/cpu/present")
+            if directive.endswith(("Mask", "MemoryNodes")):
+                what, file = ("NUMA nodes", "/sys/devices/system/node/possible")
+            try:
+                present = cpu_set(self.system.read_value(file))
+            except (OSError, ValueError):
+                return  # nothing to compare with
+            if not cpu_set(value) <= present:
+                raise Refusal(
+                    f"'{value}' names {what} that this host does not have",
+                    thing=str(setting),
+                    remedy=f"It has {self.system.read_value(file)}",
+                )
+
+    def _directives(self) -> dict[str, frozenset[str]]:
+        """Section -> the directives that this systemd knows there; empty where it does not say."""
+        for program in _PROGRAMS:
+            ended = self.system.run(program, "--dump-configuration-items")
+            if ended.ok:
+                found: dict[str, set[str]] = {}
+                section: set[str] = set()
+                for line in ended.out.split("\n"):
+                    if line.startswith("["):
+                        section = found.setdefault(line.strip("[]"), set())
+                    elif "=" in line:
+                        section.add(line.partition("=")[0])
+                return {name: frozenset(names) for name, names in found.items()}
+        return {}
+
+    def same(self, name: str, wanted: str, found: str) -> bool:
+        directive = split(name)[2]
+        if directive in ADDED:
+            return set(wanted.split()) <= set(found.split())
+        try:
+            return _canonical(directive, wanted) == _canonical(directive, found)
+        except ValueError:
+            return wanted == found
+
+    # planes
+
+    def _shown(self, units: Iterable[str], extra: Iterable[str]) -> dict[str, dict[str, str]]:
+        """What systemd shows of units; templates, which it cannot show, are left out. Never raises."""
+        try:
+            return self.systemd.show(
+                [unit for unit in units if not is_template(unit)], (*_ALWAYS_SHOWN, *sorted(set(extra)))
+            )
+        except OSError as error:
+            self._silent = str(error.strerror)
+            return {}
+
+    def read(self, names: Sequence[str]) -> dict[str, Planes]:
+        self._silent = ""
+        by_unit: dict[str, list[str]] = {}
+        for name in names:
+            by_unit.setdefault(split(name)[0], []).append(name)
+        wanted = {one for name in names for one in properties(split(name)[2])}
+        shown = self._shown(by_unit, wanted)
+        found: dict[str, Planes] = {}
+        for unit, mine in by_unit.items():
+            found.update(self._read_unit(unit, mine, shown.get(unit, {})))
+        return found
+
+    def _read_unit(self, unit: str, names: Sequence[str], shown: Mapping[str, str]) -> dict[str, Planes]:
+        file = fragment(self.system, unit)
+        problem = self._problem(unit, file, shown)
+        if problem:
+            return {name: Planes(unknown=problem) for name in names}
+        if (file and is_masked(self.system, file)) or shown.get("LoadState") == "masked":
+            return {name: Planes(unsupported=f"{unit} is masked") for name in names}
+        aliases = [name for name in shown.get("Names", "").split() if name != unit]
+        try:
+            lines = read_assignments(
+                self.system, [*([file] if file else []), *dropins(self.system, unit, aliases)]
+            )
+        except OSError as error:
+            return {name: Planes(unknown=f"{error.filename}: {error.strerror}") for name in names}
+        return {name: self._read_one(name, lines, shown) for name in names}
+
+    def _problem(self, unit: str, file: str | None, shown: Mapping[str, str]) -> str:
+        """Why nothing can be said of a unit; empty where something can."""
+        if self._silent and not is_template(unit):
+            return self._silent
+        if file is None and shown.get("LoadState", "not-found") == "not-found" and unit not in self._coming:
+            return f"unit {unit} does not exist"
+        if shown.get("LoadState") in ("error", "bad-setting"):
+            return f"systemd cannot load {unit}: {shown.get('LoadError', '') or shown['LoadState']}"
+        return ""
+
+    def _read_one(self, name: str, lines: Sequence[Assignment], shown: Mapping[str, str]) -> Planes:
+        unit, section, directive = split(name)
+        planes = Planes()
+        planes.definitions = definitions(lines, section, directive, directive in CLEARED | ADDED)
+        if is_template(unit):
+            planes.has_live = False
+            planes.note = "a template runs nothing itself: its instances show what is live"
+            return planes
+        if shown.get("LoadState", "not-found") == "not-found":
+            planes.needs = "reload"
+            return planes  # its file is there or comes, and systemd has not read it yet
+        needed = properties(directive)
+        if needed and all(one in shown for one in needed):
+            planes.live = (
+                limit_text(*(shown[one] for one in needed)) if len(needed) == 2 else shown[needed[0]]
+            )
+            if directive in _NAMED:
+                planes.live = next(
+                    (word for word, number in _NAMED[directive].items() if str(number) == planes.live),
+                    planes.live,
+                )
+        elif shown.get("NeedDaemonReload") != "yes":
+            planes.live = planes.winner.value if planes.winner else ""
+        if not agrees(self, name, planes):
+            planes.needs = "reload"
+        if section == "Service" and shown.get("MainPID", "0") != "0":
+            self._read_process(name, planes, shown)
+        return planes
+
+    def _read_process(self, name: str, planes: Planes, shown: Mapping[str, str]) -> None:
+        unit, _section, directive = split(name)
+        winner = planes.winner
+        # What is loaded and still not live (WatchdogSec) waits for the restart as well.
+        loaded = shown.get("NeedDaemonReload") != "yes"
+        newer = False
+        started = self.systemd.seconds(shown.get("ExecMainStartTimestamp", ""))
+        if winner is not None and started is not None:
+            try:
+                newer = os.stat(self.system.path(winner.file)).st_mtime > started
+            except OSError:
+                newer = True
+        try:
+            found = self._of_process(directive, shown["MainPID"], planes.live or "")
+        except (OSError, ValueError, IndexError):
+            return  # it ended meanwhile, or this kernel does not show it
+        if found is None:
+            if directive in _AT_START and newer and winner is not None:
+                planes.process = f"what {winner.file} held before {unit} started"
+                planes.needs = "restart" if loaded else "reload"
+            return
+        if planes.live is None or self.same(name, planes.live, found):
+            planes.process = found
+            return
+        if directive == "CPUAffinity" and self._narrowed(planes.live, found, shown["MainPID"]):
+            planes.process = planes.live
+            planes.note = f"the cgroup and the CPUs online leave it {found}"
+            return
+        if self.system.container and not newer:
+            # A container without CAP_SYS_RESOURCE may not raise; systemd then takes what it gets, in silence.
+            planes.note = f"the process has {found}: this container's capabilities allow no more"
+            return
+        planes.process = found
+        if loaded:
+            planes.needs = "restart"
+
+    def _of_process(self, directive: str, pid: str, live: str) -> str | None:
+        """What a process has, in the words of the directive; None where /proc does not show it."""
+        folder = f"/proc/{pid}"
+        if directive.startswith("Limit") and directive[5:] in _LIMIT_LINES:
+            return self._limit_of(folder, _LIMIT_LINES[directive[5:]])
+        if directive == "CPUAffinity":
+            return self._status_of(folder, "Cpus_allowed_list")
+        if directive == "NoNewPrivileges":
+            return {"0": "no", "1": "yes"}.get(self._status_of(folder, "NoNewPrivs") or "")
+        if directive == "UMask":
+            return self._status_of(folder, "Umask")
+        if directive == "OOMScoreAdjust":
+            return self.system.read_value(f"{folder}/oom_score_adj")
+        if directive == "TimerSlackNSec":
+            return self.system.read_value(f"{folder}/timerslack_ns")
+        if directive == "CoredumpFilter":
+            return f"0x{self.system.read_value(f'{folder}/coredump_filter')}"
+        if directive in ("Nice", "CPUSchedulingPolicy", "CPUSchedulingPriority"):
+            # proc(5): fields are counted from 1, and the second one may hold blanks and brackets.
+            fields = self.system.read(f"{folder}/stat").rpartition(")")[2].split()
+            number = fields[
+                {"Nice": 19, "CPUSchedulingPriority": 40, "CPUSchedulingPolicy": 41}[directive] - 3
+            ]
+            if directive == "CPUSchedulingPolicy":
+                return next(
+                    (word for word, value in _NAMED[directive].items() if str(value) == number), number
+                )
+            return number
+        if directive in ("NUMAPolicy", "NUMAMask"):
+            return self._numa_of(folder, directive)
+        if directive == "Environment":
+            return self._environment_of(folder, live)
+        return None
+
+    def _environment_of(self, folder: str, live: str) -> str:
+        """`live` where the process began with just these variables, else what it has of their names."""
+        environ = self.system.read(f"{folder}/environ").split("\0")
+        wanted = dict(word.partition("=")[::2] for word in shlex.split(live))
+        has = dict(entry.partition("=")[::2] for entry in environ if "=" in entry)
+        if all(has.get(name) == value for name, value in wanted.items()):
+            return live
+        return " ".join(shlex.quote(f"{name}={has[name]}") for name in wanted if name in has)
+
+    def _status_of(self, folder: str, key: str) -> str | None:
+        for line in self.system.read(f"{folder}/status").split("\n"):
+            if line.startswith(f"{key}:"):
+                return line.partition(":")[2].strip()
+        return None
+
+    def _limit_of(self, folder: str, label: str) -> str | None:
+        for line in self.system.read(f"{folder}/limits").split("\n"):
+            if line.startswith(label):
+                soft, hard = line[len(label) :].split()[:2]
+                return limit_text(*(one.replace("unlimited", "infinity") for one in (soft, hard)))
+        return None
+
+    def _numa_of(self, folder: str, directive: str) -> str | None:
+        """The memory policy of a process, from its first mapping, which has none of its own.
+
+        The rest of numa_maps is never read: the kernel would walk all pages of a database's shared memory.
+        """
+        with open(self.system.path(f"{folder}/numa_maps"), "rb", buffering=0) as stream:
+            fields = stream.read(160).decode("ascii", "replace").split()
+        policy, _, nodes = fields[1].partition(":")
+        if directive == "NUMAMask":
+            return nodes.partition("=")[0] if policy != "default" else ""
+        return {"prefer": "preferred"}.get(policy, policy.partition("=")[0])
+
+    def _narrowed(self, wanted: str, found: str, pid: str) -> bool:
+        """Whether a process runs on fewer CPUs only since its cpuset or the machine leaves it no others."""
+        try:
+            allowed = cpu_set(self.system.read_value("/sys/devices/system/cpu/online"))
+            for line in self.system.read(f"/proc/{pid}/cgroup").split():
+                number, controllers, path = line.split(":", 2)
+                place = ""
+                if number == "0":
+                    place = f"/sys/fs/cgroup{path}/cpuset.cpus.effective"
+                elif controllers == "cpuset":
+                    place = f"/sys/fs/cgroup/cpuset{path}/cpuset.effective_cpus"
+                if place and self.system.exists(place):
+                    allowed &= cpu_set(self.system.read_value(place))
+            return cpu_set(found) == cpu_set(wanted) & allowed
+        except (OSError, ValueError):
+            return False
+
+    # persistence
+
+    def managed_file(self, owner: str, name: str) -> str:
+        return f"/etc/systemd/system/{split(name)[0]}.d/60-hosttune-{owner}.conf"
+
+    def body(self, settings: Sequence[Setting]) -> str:
+        lines: list[str] = []
+        section = ""
+        for setting in settings:
+            _unit, own, directive = split(setting.name)
+            if own != section:
+                section = own
+                lines.append(f"[{section}]")
+            if directive in CLEARED:
+                lines.append(f"{directive}=")
+            if setting.value or directive not in CLEARED:
+                lines.append(f"{directive}={setting.value}")
+        return "\n".join(lines) + "\n"
+
+    # the live plane
+
+    def activate(self, changes: Sequence[Change], files: Iterable[str]) -> dict[str, str]:
+        """One daemon-reload for all files; the processes that run are left alone."""
+        touched = list(files)
+        if not changes and not touched:
+            return {}
+        ended = self.system.run("systemctl", "daemon-reload")
+        if ended.ok:
+            return {}
+        why = f"systemctl daemon-reload: {ended.err.strip() or ended.status}"
+        return {change.name: why for change in changes} or {touched[0] if touched else "": why}
+
+
+def split(name: str) -> tuple[str, str, str]:
+    """UNIT, SECTION and DIRECTIVE of a name."""
+    unit, section, directive = name.split("/")
+    return unit, section, directive
+
+
+def _signal(text: str) -> int:
+    """The number of a signal called SIGINT, INT or 2."""
+    if text.isdigit():
+        return int(text)
+    name = text if text.startswith("SIG") else f"SIG{text}"
+    try:
+        return int(signal.Signals[name])
+    except KeyError:
+        raise ValueError(f"'{text}' is no signal") from None
+
+
+def _coredump(text: str) -> int:
+    if text == "default":
+        return _COREDUMP_DEFAULT
+    bits = 0
+    for word in text.split():
+        if word == "all":
+            bits = (1 << len(_COREDUMP_BITS)) - 1
+        elif word == "default":
+            bits |= _COREDUMP_DEFAULT
+        elif word in _COREDUMP_BITS:
+            bits |= 1 << _COREDUMP_BITS.index(word)
+        else:
+            bits |= int(word, 16)
+    return bits
+
+
+def _canonical(directive: str, text: str) -> object:
+    """What can be compared of a value; raises ValueError for text that is none of this directive."""
+    if directive.startswith("Limit") and directive[5:] in _LIMIT_LINES:
+        return limit(directive[5:], text)
+    if directive == "CPUQuota":
+        if text.endswith("%"):
+            # percent of one CPU: systemd shows the microseconds of every second
+            return round(float(text[:-1]) * 10_000_000)
+        return nanoseconds(text)
+    if directive == "TimerSlackNSec":
+        return nanoseconds(text, "ns")
+    if directive.endswith("Sec") and directive not in CLEARED:
+        found = nanoseconds(text)
+        return None if found == 0 and directive in _ZERO_IS_INFINITY else found
+    if directive in _CPU_SETS:
+        return text if text in ("numa", "all") else cpu_set(text)
+    if directive in _SIZES:
+        return size(text)
+    if directive in ("CPUWeight", "StartupCPUWeight") and text == "idle":
+        return text
+    if directive in _NUMBERS:
+        return int(text)
+    if directive in _BOOLEANS:
+        return boolean(text)
+    if directive in _SIGNALS:
+        return _signal(text)
+    if directive in _NAMED:
+        return _NAMED[directive][text] if text in _NAMED[directive] else int(text)
+    if directive == "NUMAPolicy":
+        word = "default" if text == "n/a" else text
+        if word not in _NUMA_POLICIES:
+            raise ValueError(f"policies are {', '.join(sorted(_NUMA_POLICIES))}")
+        return word
+    if directive == "UMask":
+        return int(text, 8)
+    if directive == "CoredumpFilter":
+        return _coredump(text)
+    if directive in ("ProtectSystem", "ProtectHome"):
+        # both take a boolean or a word
+        try:
+            return boolean(text)
+        except ValueError:
+            return text.lower()
+    return text
