@@ -71,7 +71,7 @@ def machine(host: Host, accel: str, tap: str) -> list[str]:
 
 
 def _disks() -> list[str]:
-    words = ["-drive", "file=root.qcow2,if=none,id=root", "-device", "virtio-blk-pci,drive=root,serial=root"]
+    words = ["-drive", "file=root.qcow2,if=none,id=root", "-device", "virtio-blk-pci,drive=root,serial=root,bootindex=0"]
     for disk in DATA_DISKS:
         words += ["-drive", f"file={disk}.raw,format=raw,if=none,id={disk}"]
     words += ["-device", "nvme,drive=nvme,serial=nvme,max_ioqpairs=4", "-device", "virtio-scsi-pci,id=scsi"]

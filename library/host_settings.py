@@ -195,7 +195,8 @@ class _Module(AnsibleModule):
     """An AnsibleModule that tells the content of secret files to nobody: no journal, no result, no -vvv."""
 
     def _log_invocation(self) -> None:
-        self.log("Invoked")  # the options hold secrets inside, which no_log of a whole option cannot single out
+        # The options hold secrets inside, which no_log of a whole option cannot single out.
+        self.log("Invoked")
 
     def hide_secrets(self, owners: dict[str, Any]) -> None:
         for by_kind in owners.values():

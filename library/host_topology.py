@@ -74,7 +74,7 @@ ansible_facts:
           type: list
           elements: dict
         pci:
-          description: PCI devices but bridges and system devices, with node (-1: unknown), kind and driver.
+          description: PCI devices but bridges and system devices, with node (-1 if unknown), kind and driver.
           type: list
           elements: dict
         net:

@@ -131,14 +131,16 @@ def entries(judged: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return sorted(found, key=lambda entry: (entry["owner"], entry["kind"], entry["name"]))
 
 
-def of_results(host: str, time: str, result: Mapping[str, Any]) -> DriftReport:
-    """The report of one host_settings call in check mode (push), made on the controller."""
-    if "settings" not in result:
-        return DriftReport(host, time, error=str(result.get("msg") or "the host gave no answer"))
-    report = DriftReport(host, time, settings=entries(result["settings"]))
-    if not result.get("topology_matches", True):
-        report.error = "the desired values were computed for another machine than this host now is"
-    return report
+def of_dict(content: Mapping[str, Any]) -> DriftReport:
+    """A report from its JSON form."""
+    return DriftReport(
+        content["host"],
+        content["time"],
+        content["boot_id"],
+        content["error"] or "",
+        content["manifest"],
+        list(content["settings"]),
+    )
 
 
 def _host(system: System) -> str:

@@ -233,7 +233,7 @@ class _Run:
         undone: Mapping[tuple[str, str], Mapping[str, Any]],
         planes: Mapping[tuple[str, str], Planes],
     ) -> tuple[dict[str, tuple[str, str, FileImage]], dict[str, str]]:
-        """Files to write (path -> kind, owner, image) and to give back (path -> kind), unchanged ones left out."""
+        """Files to write (path -> kind, owner, image) and to give back (path -> kind), if they differ."""
         shall: dict[str, tuple[str, str, FileImage]] = {}
         for kind_name, settings in self.observer.by_kind(supported).items():
             kind = self.observer.kind(kind_name)

@@ -392,16 +392,16 @@ class Deployment:
             request.state
         ]
         if request.check:
-            before = self.store.current()
+            before = self._describe(self.store.current(), self.store.releases())
             act()
-            return self._finish(before, check=True)
+            return self._finish(before)
         for folder in (request.root, self.store.folder, os.path.join(request.root, "shared")):
             atomic.make_folders(folder)
         with hold(
             os.path.join(request.root, ".lock"), request.holder or f"process {os.getpid()}", request.lock_wait
         ):
             self.store = Store(request.root, request.program)  # as it is now that nobody else works here
-            before = self.store.current()
+            before = self._describe(self.store.current(), self.store.releases())
             try:
                 act()
             except ReleaseError as error:
@@ -409,14 +409,18 @@ class Deployment:
                 raise
             return self._finish(before)
 
-    def _finish(self, before: str | None, check: bool = False) -> Outcome:
-        outcome, journal = self.outcome, self.store.journal
-        if not check:
-            outcome.release, outcome.previous = self.store.current(), journal.previous
+    def _finish(self, before: str) -> Outcome:
+        outcome = self.outcome
+        if not self.request.check:
+            outcome.release, outcome.previous = self.store.current(), self.store.journal.previous
             outcome.releases = self.store.releases()
         if outcome.changed:
-            outcome.diff = {"before": f"current: {before}\n", "after": f"current: {outcome.release}\n"}
+            outcome.diff = {"before": before, "after": self._describe(outcome.release, outcome.releases)}
         return outcome
+
+    @staticmethod
+    def _describe(current: str | None, releases: list[str]) -> str:
+        return "".join(f"{line}\n" for line in (f"current: {current}", "releases:", *releases))
 
     def _check_request(self) -> None:
         request = self.request
@@ -455,7 +459,7 @@ class Deployment:
         if release == journal.rolled_back_from and current != release and not request.redeploy:
             self.outcome.pending = "redeploy"
             self._stand(
-                f"release {release} waits: an operator went back from it to {current}. Deploy a mended release, "
+                f"release {release} waits: an operator went back from it to {current}. Deploy a mended one, "
                 "or allow this one again (redeploy)"
             )
             return
@@ -705,7 +709,11 @@ class Deployment:
         request, store, journal = self.request, self.store, self.store.journal
         current = store.current()
         if current is None:
-            raise Refusal("there is no release on this host, so none to go back to", thing=request.root)
+            raise Refusal(
+                "there is no release on this host, so none to go back to",
+                thing=request.root,
+                remedy="Deploy one first: playbooks/site.yml",
+            )
         cut_off = self._last_good() if journal.switching is not None else None
         if not request.release and journal.rolled_back_from and not cut_off:
             self._stand(
@@ -776,7 +784,11 @@ class Deployment:
         store, outcome = self.store, self.outcome
         releases = store.releases() if built is None else built
         excess = max(0, len(releases) - self.request.keep)
-        old = [one for one in releases if one not in protected][:excess]
+        # Those that never were found good first, then by age: a row of failures must not push good ones out.
+        doomed = sorted(
+            (one for one in releases if one not in protected), key=lambda one: one in store.journal.verified
+        )
+        old = doomed[:excess]
         litter = [one for one in store.litter() if one not in (*protected, *old)]
         outcome.changed = outcome.changed or bool(old or litter)
         outcome.removed = old

@@ -38,25 +38,28 @@ def summary(report: DriftReport) -> str:
 
 
 def table(report: DriftReport) -> str:
-    """What is not in sync, worst first, then the summary."""
-    rows = [entry for entry in _worst_first(report.settings) if entry["verdict"] != "in_sync"]
-    if not rows:
-        return summary(report) + "\n"
-    head = ("VERDICT", "SETTING", "OWNER", "DESIRED", "LIVE", "PERSISTED", "SINCE", "REASON")
-    cells = [
-        (
-            entry["verdict"] + (" (overdue)" if entry.get("overdue") else ""),
-            f"{entry['kind']} {entry['name']}",
-            entry["owner"],
-            _short(entry["desired"]),
-            _short(entry["live"]),
-            _short(entry["persisted"]["value"]),
-            entry.get("since", ""),
-            entry["reason"],
-        )
-        for entry in rows
-    ]
-    return "\n".join([*columns([head, *cells]), "", summary(report)]) + "\n"
+    """What is not in sync, worst first, then what this host does not have, then the summary."""
+    rows = [one for one in _worst_first(report.settings) if one["verdict"] not in ("in_sync", "unsupported")]
+    lines = []
+    if rows:
+        head = ("VERDICT", "SETTING", "OWNER", "DESIRED", "LIVE", "PERSISTED", "SINCE", "REASON")
+        cells = [
+            (
+                entry["verdict"] + (" (overdue)" if entry.get("overdue") else ""),
+                f"{entry['kind']} {entry['name']}",
+                entry["owner"],
+                _short(entry["desired"]),
+                _short(entry["live"]),
+                _short(entry["persisted"]["value"]),
+                entry.get("since", ""),
+                entry["reason"],
+            )
+            for entry in rows
+        ]
+        lines = [*columns([head, *cells]), ""]
+    unsupported = [one["reason"] for one in report.settings if one["verdict"] == "unsupported"]
+    lines += [f"unsupported: {unsupported.count(why)} ({why})" for why in dict.fromkeys(unsupported)]
+    return "\n".join([*lines, summary(report)]) + "\n"
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:

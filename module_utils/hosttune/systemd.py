@@ -224,7 +224,8 @@ def dropins(system: System, unit: str, aliases: Sequence[str] = ()) -> list[str]
         for name in system.names(folder):
             if name.endswith(".conf"):
                 chosen.setdefault(name, f"{folder}/{name}")
-    return [chosen[name] for name in sorted(chosen) if not is_masked(system, chosen[name])]
+    # A masked one (empty, or a link to /dev/null) stays in the list, as in DropInPaths: it says nothing.
+    return [chosen[name] for name in sorted(chosen)]
 
 
 # values; each raises ValueError for text that is none
@@ -302,6 +303,8 @@ _LIMIT_TIMES = {"CPU": ("s", 10**9), "RTTIME": ("us", 10**3)}
 def _limit(resource: str, text: str) -> int | None:
     if text == "infinity":
         return None
+    if text != text.strip():
+        raise ValueError(f"'{text}' has blanks around it")
     if resource in _LIMIT_SIZES:
         return size(text)
     if resource in _LIMIT_TIMES:
@@ -321,8 +324,9 @@ def _limit(resource: str, text: str) -> int | None:
 def limit(resource: str, text: str) -> tuple[int | None, int | None]:
     """Soft and hard of a resource limit (RLIMIT_`resource`); one value is both, None is infinity."""
     soft_text, colon, hard_text = text.strip().partition(":")
-    soft = _limit(resource, soft_text.strip())
-    hard = _limit(resource, hard_text.strip()) if colon else soft
+    # Blanks beside the colon are no slip to forgive: systemd does not take them.
+    soft = _limit(resource, soft_text)
+    hard = _limit(resource, hard_text) if colon else soft
     if hard is not None and (soft is None or soft > hard):
         raise ValueError(f"'{text}' has a soft limit above the hard one")
     return soft, hard

@@ -1,7 +1,7 @@
 """What a host is expected to be: the roles' variables as Ansible resolved them, never what the engine wrote.
 
 HOSTTUNE_EXPECTATIONS names a JSON file that the module host_validation writes (playbooks/validate.yml):
-{"host": NAME, "urls": [URL], "settings": {OWNER: {KIND: {NAME: VALUE}}}}, without the content of secret files.
+{"host": NAME, "urls": [URL], "settings": {OWNER: {KIND: {NAME: VALUE}}}}, secret files without their content.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from reading import Reader
+
+pytest.register_assert_rewrite("reading")
+
+from reading import Reader  # noqa: E402 - its assertions shall tell both values
 
 VARIABLE = "HOSTTUNE_EXPECTATIONS"
 

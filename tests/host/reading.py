@@ -221,7 +221,27 @@ class Reader:
             found.setdefault(name, []).append(value)
         return found
 
+    @functools.cached_property
+    def _ceilings(self) -> dict[str, int]:
+        """Hard limits that this host's first process has and may not raise: they are the container's own."""
+        if not self.container:
+            return {}
+        status, _blank, limits = self.run("grep CapEff /proc/1/status; echo; cat /proc/1/limits").partition(
+            "\n\n"
+        )
+        may_raise = int(status.split()[1], 16) >> 24 & 1  # CAP_SYS_RESOURCE
+        rows = {line[:26].strip(): line[26:].split()[1] for line in limits.splitlines()[1:]}
+        return {} if may_raise else {label: int(hard) for label, hard in rows.items() if hard.isdigit()}
+
+    def _within_container(self, label: str, *wanted: str) -> None:
+        ceiling = self._ceilings.get(label)
+        if ceiling is not None and any(
+            one == "infinity" or int(one) > ceiling for one in map(_infinite, wanted)
+        ):
+            not_own(f"the container is held to {label.lower()} {ceiling}")
+
     def _check_limit(self, name: str, wanted: str) -> None:
+        self._within_container(PROC_LIMITS.get(f"Limit{name.rsplit('/', 1)[1].upper()}", ""), wanted)
         found = [_infinite(value) for value in self.reading("limit")[name]]
         assert set(found) == {_infinite(wanted)}, f"a session has {', '.join(found)}"
 
@@ -308,6 +328,7 @@ class Reader:
         if not running:
             pytest.skip(f"no process of {unit} runs")
         soft, _colon, hard = wanted.partition(":")
+        self._within_container(PROC_LIMITS[directive], soft, hard or soft)
         for instance in running:
             found = self.reading("unit")[instance]["proc_limits"][PROC_LIMITS[directive]]
             assert [_infinite(one) for one in found] == [_infinite(soft), _infinite(hard or soft)]

@@ -208,9 +208,9 @@ def test_a_goto_nobody_can_judge_leaves_what_it_may_skip_undecided(tmp_path):
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
-        ("sdz/scheduler", "none", "missing disk: this host has no sdz. Did you mean sd"),
+        ("sdz/scheduler", "none", "missing disk: this host has no sdz"),
         ("sdz/scheduler", "none", "Its disks are dm-0, nvme0n1, sda, sdb, sdc"),
-        ("nvmee/scheduler", "none", "Did you mean nvme"),
+        ("nvme0n2/scheduler", "none", "Did you mean nvme0n1"),
         ("ssd/scheduler", "kyber", "disk sda does not offer 'kyber'"),
         ("ssd/scheduler", "kyber", "none, mq-deadline"),
         ("dm-0/scheduler", "mq-deadline", "disk dm-0 does not offer"),

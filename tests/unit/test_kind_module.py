@@ -70,7 +70,8 @@ def test_who_loads_and_who_denies(host, tmp_path):
             "/etc/modules": "# at boot\n\ntcp-bbr\n",
             "/etc/modules-load.d/60-hosttune-kernel.conf": "tcp_bbr\nsch_fq\n",
             "/usr/lib/modules-load.d/zz.conf": "; no\n  sch_fq  \n",
-            "/usr/lib/modprobe.d/deny.conf": "# blacklist sch_fq\nblacklist \\\n softdog\ninstall snd-pcm /bin/false\n",
+            "/usr/lib/modprobe.d/deny.conf": "# blacklist sch_fq\n"
+            "blacklist \\\n softdog\ninstall snd-pcm /bin/false\n",
             "/proc/cmdline": "modprobe.blacklist=x,sch-fq modules_load=softdog",
         },
     )

@@ -243,7 +243,7 @@ def test_the_first_release_serves(host: Host) -> None:
         "start demo-candidate@1.service",
         "stop demo-candidate@1.service",
     ]
-    assert outcome.diff == {"before": "current: None\n", "after": "current: 1\n"}
+    assert outcome.diff == {"before": "current: None\nreleases:\n", "after": "current: 1\nreleases:\n1\n"}
 
 
 def test_a_second_run_does_nothing_at_all(host: Host) -> None:
@@ -627,6 +627,18 @@ def test_old_releases_go_but_never_the_serving_one_or_the_way_back(host: Host) -
     host.extra = {"keep": 1}
     outcome = host.deploy("4")
     assert (outcome.changed, host.on_disk()) == (False, ["3", "4"])
+
+
+def test_a_row_of_failures_does_not_push_good_releases_out(host: Host) -> None:
+    for name in "123":
+        host.deploy(name)
+    host.health = dataclasses.replace(host.health, timeout=0.3)
+    for name in "45":
+        with pytest.raises(ReleaseError):
+            host.deploy(name, {"dies": True})
+    host.health = dataclasses.replace(host.health, timeout=5)
+    outcome = host.deploy("6", keep=4)
+    assert (outcome.removed, host.on_disk()) == (["4", "5"], ["1", "2", "3", "6"])
 
 
 def test_rollback_far_back_protects_what_serves(host: Host) -> None:

@@ -478,11 +478,14 @@ class Device:
 
 
 def parse_rules(system: System, file: str) -> list[Rule]:
-    """The rules of one file; lines that udev would not take are left out, as udev leaves them out."""
+    """The rules of one file, none of one that never speaks of a queue; lines that udev refuses are left out."""
     try:
-        lines = system.read(file).split("\n")
+        whole = system.read(file)
     except OSError:
         return []
+    if "queue/" not in whole:
+        return []  # a GOTO stays within its file: most files need no parsing
+    lines = whole.split("\n")
     rules = []
     pending, start = "", 0
     for number, line in enumerate(lines, 1):

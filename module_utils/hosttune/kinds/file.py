@@ -100,11 +100,20 @@ class FileKind(Kind):
     # planes
 
     def read(self, names: Sequence[str]) -> dict[str, Planes]:
-        units = self.systemd.show(
-            {unit for name in names for unit in self._restarts(name)},
-            ("ActiveState", "ExecMainStartTimestamp"),
-        )
-        return {name: self._read_one(name, units) for name in names}
+        units: Mapping[str, Mapping[str, str]] = {}
+        silent = ""
+        try:
+            units = self.systemd.show(
+                {unit for name in names for unit in self._restarts(name)},
+                ("ActiveState", "ExecMainStartTimestamp"),
+            )
+        except OSError as error:
+            silent = error.strerror
+        found = {name: self._read_one(name, units) for name in names}
+        for name, planes in found.items():
+            if silent and self._restarts(name):
+                planes.unknown = planes.unknown or silent
+        return found
 
     def _restarts(self, name: str) -> list[str]:
         unit = self._asked.get(name, {}).get("restart")
@@ -112,6 +121,7 @@ class FileKind(Kind):
 
     def _read_one(self, name: str, units: Mapping[str, Mapping[str, str]]) -> Planes:
         planes = Planes(has_live=False)
+        planes.unknown = self._stranger(name)
         try:
             image = atomic.read_image(self.system.path(name))
         except OSError as error:
@@ -128,6 +138,16 @@ class FileKind(Kind):
                 planes.process = f"what {name} held before {unit} started" if newer else text
                 planes.needs = "restart" if newer else "none"
         return planes
+
+    def _stranger(self, name: str) -> str:
+        """Whether a file shall belong to somebody whom only a package that is still missing will bring."""
+        asked = self._asked.get(name, {})
+        try:
+            pwd.getpwnam(asked.get("owner", "root"))
+            grp.getgrnam(asked.get("group", "root"))
+        except KeyError:
+            return f"there is no {asked.get('owner', 'root')}:{asked.get('group', 'root')} yet"
+        return ""
 
     # persistence
 

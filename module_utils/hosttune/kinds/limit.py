@@ -198,7 +198,8 @@ def _definitions(name: str, lines: Sequence[tuple[str, int, list[str]]]) -> list
             # pam_limits stops here and sets nothing for this domain, whatever was read before.
             found.append(Definition(NO_LIMITS, file, number))
             return found
-        if len(fields) != 4 or fields[2].lower() != item:
+        # pam_limits reads four words with sscanf(3) and does not see what follows them.
+        if len(fields) < 4 or fields[2].lower() != item:
             continue
         type_, value = fields[1].lower(), fields[3].lower()
         if type_ not in TYPES or (kind != "-" and type_ not in (kind, "-")):

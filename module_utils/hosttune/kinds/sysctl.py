@@ -91,7 +91,11 @@ class SysctlKind(Kind):
         return ""
 
     def check(self, settings: Sequence[Setting], packages: Mapping[str, Sequence[str]]) -> None:
+        seen: dict[str, Setting] = {}
         for setting in settings:
+            other = seen.setdefault(to_path(setting.name), setting)
+            if other is not setting:
+                raise Refusal(f"is the same key as {other.name}", thing=str(setting), remedy="Name it once")
             if (
                 not _NAME.match(setting.name)
                 or ".." in setting.name
@@ -219,9 +223,9 @@ class SysctlKind(Kind):
                 key = key.strip()
                 ignore = key.startswith("-")
                 path = to_path(key[1:].strip() if ignore else key)
-                if path.startswith("/proc/sys/"):
-                    path = path[len("/proc/sys/") :]
                 if not equals:
+                    if ignore:
+                        globs.pop(path, None)
                     if ignore and path in literal:
                         # Takes its place among the literal ones: no glob sets it, and no earlier line does.
                         literal[path] = []
@@ -230,9 +234,8 @@ class SysctlKind(Kind):
                 found = Definition(squeeze(value), file, number)
                 if any(char in path for char in "*?["):
                     if path in globs and globs[path].value != found.value:
-                        del globs[
-                            path
-                        ]  # another value takes the pattern to the end, the same one keeps its place
+                        # Another value takes the pattern to the end, the same one keeps its place.
+                        del globs[path]
                     globs.setdefault(path, found)
                 elif path in literal:
                     literal[path].append(found)

@@ -61,9 +61,9 @@ CHOICES_BESIDE = {
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:/@+,=\-]*\Z")
 _CHOSEN = re.compile(r"(?:^| )\[([^\]]*)\](?: |$)")
-#: Types of tmpfiles.d that write to an existing file, and those that share the paths of `w` without writing.
-_CLAIMING = ("x", "X", "r", "R", "e")
-_TYPES = ("w", "f", "F", *_CLAIMING)
+#: Types of tmpfiles.d that write to an existing file; those that share the paths of `w` and own them; and
+#: those that share its paths only.
+_WRITING, _OWNING, _PLACING = "wfF", "xXrRe", "zZtThHaAm"
 _NUMBER = re.compile(r"-?\d+\Z")
 _ESCAPE = re.compile(r"\\(x[0-9a-fA-F]{2}|[0-7]{3}|.)")
 _ESCAPED = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "s": " ", "t": "\t", "v": "\v"}
@@ -245,7 +245,8 @@ def _escape(value: str) -> str:
 
 @dataclass
 class Line:
-    """A line of tmpfiles.d that writes, or that claims its path so that later lines for it are ignored.
+    """A line of tmpfiles.d that writes, that owns its path so that later lines for it are ignored, or that
+    only fixes when its path has its turn.
 
     `value` is None where it holds what only systemd can expand.
     """
@@ -254,6 +255,7 @@ class Line:
     append: bool
     early: bool
     writes: bool
+    owns: bool
     value: str | None
     #: all fields after the path, which make two lines the very same
     fields: tuple[str, ...]
@@ -281,6 +283,7 @@ class Tmpfiles:
                 fits = all(
                     (one.append and line.append) or (one.value, one.fields) == (line.value, line.fields)
                     for one in group
+                    if one.owns and line.owns
                 )
                 if fits:
                     group.append(line)
@@ -320,7 +323,7 @@ class Tmpfiles:
 def parse(text: str, file: str, number: int) -> Line | None:
     """One line of tmpfiles.d; None where it has no say in an existing file, or systemd refuses it."""
     text = text.strip()
-    if text[:1] not in _TYPES:
+    if not text or text[0] not in _WRITING + _OWNING + _PLACING:
         return None
     fields, rest = _words(text, 6)
     kind, path, mode = [*fields, "", "", ""][:3]
@@ -332,7 +335,7 @@ def parse(text: str, file: str, number: int) -> Line | None:
         return None  # creates a missing file only
     if mode not in ("", "-") and not re.match(r"[~:]*[0-7]{1,4}\Z", mode):
         return None
-    writes = kind[0] not in _CLAIMING
+    writes = kind[0] in _WRITING
     if writes and rest in ("", "-"):
         return None
     value = None if set("~^") & set(modifiers) else _expand(_unescape(rest))
@@ -347,6 +350,7 @@ def parse(text: str, file: str, number: int) -> Line | None:
         append=append,
         early=kind[0] in "fF",
         writes=writes,
+        owns=writes or kind[0] in _OWNING,
         value=value,
         fields=(*(field or "-" for field in fields[2:]), rest if value is None else ""),
         definition=Definition(squeeze(rest if value is None else value), file, number),

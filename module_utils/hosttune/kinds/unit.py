@@ -255,7 +255,7 @@ class UnitKind(Kind):
                 thing=str(setting),
                 remedy=f"It belongs to section [{elsewhere[0]}]"
                 if elsewhere
-                else did_you_mean(directive, known[section]),
+                else did_you_mean(directive, known[section]) or "See systemd.directives(7)",
             )
 
     def _check_exists(

@@ -1,0 +1,214 @@
+"""Kind manager: system.conf and its drop-ins against recorded answers of systemd 252."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hosttune.kinds import manager
+from hosttune.kinds.manager import ManagerKind
+from hosttune.model import Change, Refusal, Setting
+from hosttune.system import Ran, System
+
+#: Lines of `systemctl show` of a Debian 12 container with the drop-in of DROPIN.
+SHOWN = """\
+DefaultLimitNOFILE=600000
+DefaultLimitNOFILESoft=1024
+DefaultMemoryAccounting=no
+DefaultTasksMax=96364
+DefaultTimeoutStartUSec=45s
+DefaultTimeoutStopUSec=1min 30s
+RebootWatchdogUSec=0
+RuntimeWatchdogUSec=30s
+TimerSlackNSec=1000
+Version=252.39-1~deb12u2
+"""
+DROPIN = """\
+[Manager]
+RuntimeWatchdogSec=30s
+CPUAffinity=0
+CPUAffinity=1
+DefaultLimitNOFILE=1024:600000
+DefaultTimeoutStartSec=45
+RebootWatchdogSec=off
+TimerSlackNSec=1us
+DefaultMemoryAccounting=no
+"""
+
+
+class FakeSystem(System):
+    def __init__(self, root: Path, shown: str = SHOWN) -> None:
+        super().__init__(str(root))
+        self.shown = dict(line.split("=", 1) for line in shown.splitlines())
+        self.calls: list[tuple[str, ...]] = []
+        self.deaf = 0
+
+    def run(self, *argv: str, stdin: str = "", timeout: float = 120.0) -> Ran:
+        self.calls.append(argv)
+        if argv == ("systemctl", "daemon-reexec"):
+            return Ran(1, "", "Connection reset by peer")
+        assert argv[:2] == ("systemctl", "show")
+        if self.deaf:
+            self.deaf -= 1
+            return Ran(1, "", "Failed to connect to bus")
+        asked = argv[2].removeprefix("--property=").split(",")
+        return Ran(0, "".join(f"{name}={self.shown[name]}\n" for name in asked if name in self.shown), "")
+
+
+def write(root: Path, files: dict[str, str]) -> FakeSystem:
+    for name, text in files.items():
+        path = root / name.lstrip("/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return FakeSystem(root)
+
+
+def test_live_persisted_and_what_it_takes(tmp_path: Path) -> None:
+    system = write(
+        tmp_path,
+        {
+            "/etc/systemd/system.conf.d/60-x.conf": DROPIN,
+            "/proc/1/status": "Name:\tsystemd\nCpus_allowed_list:\t0-1\n",
+        },
+    )
+    kind = ManagerKind(system)
+    names = [
+        "RuntimeWatchdogSec",
+        "CPUAffinity",
+        "DefaultLimitNOFILE",
+        "DefaultTimeoutStopSec",
+        "TimerSlackNSec",
+        "RebootWatchdogSec",
+        "DefaultMemoryAccounting",
+    ]
+    planes = kind.read(names)
+    assert {name: planes[name].live for name in names} == {
+        "RuntimeWatchdogSec": "30s",
+        "CPUAffinity": "0-1",
+        "DefaultLimitNOFILE": "1024:600000",
+        "DefaultTimeoutStopSec": "1min 30s",
+        "TimerSlackNSec": "1000",
+        "RebootWatchdogSec": "0",
+        "DefaultMemoryAccounting": "no",
+    }
+    for name in names:
+        winner = planes[name].winner
+        if name == "DefaultTimeoutStopSec":
+            assert winner is None
+            continue
+        assert winner is not None
+        assert kind.same(name, winner.value, str(planes[name].live)), name
+        assert planes[name].needs == "none", name
+    # both lines count, and the value is reported at the later one
+    assert [(one.value, one.line) for one in planes["CPUAffinity"].definitions] == [("0", 3), ("0 1", 4)]
+    assert len(system.calls) == 1
+
+
+def test_a_value_on_disk_that_is_not_live_needs_a_reload(tmp_path: Path) -> None:
+    kind = ManagerKind(write(tmp_path, {"/etc/systemd/system.conf": "[Manager]\nRuntimeWatchdogSec=60\n"}))
+    assert kind.read(["RuntimeWatchdogSec"])["RuntimeWatchdogSec"].needs == "reload"
+
+
+def test_order_is_main_file_then_drop_ins_by_base_name_over_all_folders(tmp_path: Path) -> None:
+    def text(value: int) -> str:
+        return f"[Manager]\nDefaultTasksMax={value}\n[Other]\nDefaultTasksMax=9\n"
+
+    kind = ManagerKind(
+        write(
+            tmp_path,
+            {
+                "/etc/systemd/system.conf": text(1),
+                "/usr/lib/systemd/system.conf": text(2),
+                "/etc/systemd/system.conf.d/60-b.conf": text(3),
+                "/usr/lib/systemd/system.conf.d/60-b.conf": text(4),
+                "/usr/lib/systemd/system.conf.d/10-a.conf": text(5),
+                "/run/systemd/system.conf.d/70-c.conf": text(6),
+                "/run/systemd/system.conf.d/80-masked.conf": text(7),
+            },
+        )
+    )
+    (tmp_path / "etc/systemd/system.conf.d/80-masked.conf").symlink_to("/dev/null")
+    found = kind.read(["DefaultTasksMax"])["DefaultTasksMax"].definitions
+    assert [one.value for one in found] == ["1", "5", "3", "6"]
+    assert found[-1].file == "/run/systemd/system.conf.d/70-c.conf"
+
+
+def test_directives_without_a_property_are_judged_by_their_files(tmp_path: Path) -> None:
+    kind = ManagerKind(write(tmp_path, {"/etc/systemd/system.conf": "[Manager]\nNUMAPolicy=bind\n"}))
+    planes = kind.read(["NUMAPolicy"])["NUMAPolicy"]
+    assert not planes.has_live
+    assert planes.winner is not None and planes.winner.value == "bind"
+
+
+def test_a_silent_systemd_is_unknown_and_a_missing_property_unsupported(tmp_path: Path) -> None:
+    system = write(tmp_path, {})
+    kind = ManagerKind(system)
+    assert "DefaultRestartUSec" in kind.read(["DefaultRestartSec"])["DefaultRestartSec"].unsupported
+    system.deaf = 1
+    assert "Failed to connect" in kind.read(["DefaultTasksMax"])["DefaultTasksMax"].unknown
+
+
+def test_rendered_lists_start_from_nothing(tmp_path: Path) -> None:
+    system = write(tmp_path, {"/usr/lib/systemd/system.conf.d/10-a.conf": "[Manager]\nCPUAffinity=7\n"})
+    kind = ManagerKind(system)
+    wanted = [
+        Setting("numa", "manager", "CPUAffinity", "0-1"),
+        Setting("numa", "manager", "LogLevel", "info"),
+    ]
+    kind.check(wanted, {})
+    rendered = kind.render("numa", wanted)
+    path = "/etc/systemd/system.conf.d/60-hosttune-numa.conf"
+    assert rendered[path].content.decode().split("\n")[1:] == [
+        "[Manager]",
+        "CPUAffinity=",
+        "CPUAffinity=0-1",
+        "LogLevel=info",
+        "",
+    ]
+    write(tmp_path, {path: rendered[path].content.decode()})
+    found = kind.read(["CPUAffinity"])["CPUAffinity"].definitions
+    assert [one.value for one in found] == ["7", "0-1"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("DefaultTaskMax", "5", "Did you mean DefaultTasksMax"),
+        ("DefaultTasksMax", "15%", "percentage"),
+        ("RuntimeWatchdogSec", "soon", "no time span"),
+        ("DefaultLimitNOFILE", "64K", "no whole number"),
+        ("DefaultLimitNOFILE", "9:5", "above the hard one"),
+        ("DefaultCPUAccounting", "maybe", "no boolean"),
+        ("CPUAffinity", "0-x", "no CPU list"),
+        ("LogLevel", "", "has no value"),
+    ],
+)
+def test_mistakes_are_refused(tmp_path: Path, name: str, value: str, said: str) -> None:
+    with pytest.raises(Refusal) as refusal:
+        ManagerKind(write(tmp_path, {})).check([Setting("o", "manager", name, value)], {})
+    assert said in str(refusal.value)
+
+
+def test_one_reexec_that_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manager.time, "sleep", lambda _seconds: None)
+    system = write(tmp_path, {})
+    kind = ManagerKind(system)
+    assert kind.activate([], []) == {}
+    assert system.calls == []
+    system.deaf = 2
+    changes = [Change("DefaultTasksMax", "1"), Change("LogLevel", "info")]
+    assert kind.activate(changes, ["/etc/systemd/system.conf.d/60-hosttune-o.conf"]) == {}
+    assert [call[1] for call in system.calls] == ["daemon-reexec", "show", "show", "show"]
+
+
+def test_a_manager_that_stays_silent_is_a_failure_of_every_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(0, 10000, 5))
+    monkeypatch.setattr(manager.time, "sleep", lambda _seconds: None)
+    monkeypatch.setattr(manager.time, "monotonic", lambda: next(clock))
+    system = write(tmp_path, {})
+    system.deaf = 1000
+    failed: dict[str, Any] = ManagerKind(system).activate([Change("LogLevel", "info")], [])
+    assert "does not answer" in failed["LogLevel"]

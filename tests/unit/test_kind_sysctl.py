@@ -1,0 +1,284 @@
+"""Kind sysctl: names, the order of sysctl.d (systemd-sysctl is the oracle), raise-only, activation."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from hosttune.kinds.sysctl import SysctlKind, to_name, to_path
+from hosttune.model import Change, Refusal, Setting
+from hosttune.system import System
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+
+def tree(root, files):
+    for path, content in files.items():
+        target = root / path.lstrip("/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(content)
+
+
+@pytest.fixture
+def host(tmp_path):
+    tree(
+        tmp_path,
+        {
+            "/proc/sys/vm/swappiness": "60\n",
+            "/proc/sys/vm/dirty_ratio": "20\n",
+            "/proc/sys/vm/dirty_bytes": "0\n",
+            "/proc/sys/fs/nr_open": "1048576\n",
+            "/proc/sys/net/ipv4/tcp_rmem": "4096\t131072\t6291456\n",
+            "/proc/sys/net/ipv4/tcp_congestion_control": "cubic\n",
+            "/proc/sys/net/ipv4/conf/eth0.100/rp_filter": "0\n",
+        },
+    )
+    return System(str(tmp_path))
+
+
+def wish(name, value, **notes):
+    return Setting("kernel", "sysctl", name, value, notes=notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("vm.swappiness", "vm/swappiness"),
+        ("net/ipv4/conf/eth0.100/rp_filter", "net/ipv4/conf/eth0.100/rp_filter"),
+        ("net.ipv4.conf.eth0/100.rp_filter", "net/ipv4/conf/eth0.100/rp_filter"),
+    ],
+)
+def test_names_and_paths(name, path):
+    assert to_path(name) == path
+    assert to_path(to_name(path)) == path
+
+
+def test_live_values_have_single_blanks(host):
+    found = SysctlKind(host).read(["net.ipv4.tcp_rmem", "net.ipv4.conf.eth0/100.rp_filter"])
+    assert found["net.ipv4.tcp_rmem"].live == "4096 131072 6291456"
+    assert found["net.ipv4.conf.eth0/100.rp_filter"].live == "0"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("vm.swappines", "10", "Did you mean vm.swappiness"),
+        ("vmm.swappiness", "10", "Did you mean vm.swappiness"),
+        ("vm.swappiness", "low", "whole number"),
+        ("vm.swappiness", "10 20", "2 fields"),
+        ("net.ipv4.tcp_rmem", "4096 1", "Give 3 whole numbers"),
+        ("vm.*", "1", "no sysctl name"),
+        ("vm..swappiness", "1", "no sysctl name"),
+    ],
+)
+def test_refuses(host, name, value, says):
+    with pytest.raises(Refusal) as caught:
+        SysctlKind(host).check([wish(name, value)], {})
+    assert says in str(caught.value)
+    assert name in str(caught.value)
+
+
+def test_refuses_two_spellings_of_one_key(host):
+    with pytest.raises(Refusal, match="same key"):
+        SysctlKind(host).check([wish("vm.swappiness", "1"), wish("vm/swappiness", "2")], {})
+
+
+def test_a_key_that_a_module_brings_is_no_mistake(host):
+    with pytest.raises(Refusal):
+        SysctlKind(host).check([wish("net.netfilter.nf_conntrack_max", "1")], {})
+    SysctlKind(host).check([wish("net.netfilter.nf_conntrack_max", "1", module="nf_conntrack")], {})
+
+
+def test_text_refuses_what_yaml_made_of_off(host):
+    with pytest.raises(Refusal, match="quotes"):
+        SysctlKind(host).text("kernel.x", False)
+
+
+def test_absent_conditional_keys_are_unsupported_with_their_reason(host):
+    kind = SysctlKind(host)
+    kind.check([wish("vm.zone_reclaim_mode", "0")], {})
+    assert "CONFIG_NUMA" in kind.read(["vm.zone_reclaim_mode"])["vm.zone_reclaim_mode"].unsupported
+
+
+def test_a_container_owns_its_network_only(host, tmp_path):
+    tree(tmp_path, {"/run/systemd/container": "systemd-nspawn\n"})
+    names = ["vm.swappiness", "net.ipv4.tcp_congestion_control", "net.core.default_qdisc"]
+    found = SysctlKind(System(host.root)).read(names)
+    assert found["vm.swappiness"].unsupported == "kernel shared with the machine"
+    assert found["vm.swappiness"].live == "60"
+    assert found["net.ipv4.tcp_congestion_control"].unsupported == ""
+    assert "network namespace" in found["net.core.default_qdisc"].unsupported
+    tree(tmp_path, {"/proc/sys/net/core/dev_weight": "64\n"})
+    again = SysctlKind(System(host.root)).read(names)
+    assert "network namespace shared" in again["net.ipv4.tcp_congestion_control"].unsupported
+
+
+def test_read_only_keys_are_unsupported(host):
+    os.chmod(host.path("/proc/sys/vm/swappiness"), 0o444)
+    assert "read-only" in SysctlKind(host).read(["vm.swappiness"])["vm.swappiness"].unsupported
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "baseline", "target"),
+    [
+        ("fs.file-max", "100", "9223372036854775807", "9223372036854775807"),
+        ("fs.file-max", "200", "100", "200"),
+        ("net.ipv4.tcp_rmem", "4096 1 99999999", "8192 131072 6291456", "4096 131072 99999999"),
+        ("vm.swappiness", "10", "60", "10"),
+        ("fs.file-max", "100", None, "100"),
+        ("net.ipv4.tcp_rmem", "1 2 3", "1 2", "1 2 3"),
+    ],
+)
+def test_raise_only(host, name, asked, baseline, target):
+    assert SysctlKind(host).target(name, asked, baseline) == target
+
+
+def test_same_is_numeric(host):
+    kind = SysctlKind(host)
+    assert kind.same("x", "0x10 1", "16 1")
+    assert not kind.same("x", "1 2", "1 2 3")
+    assert not kind.same("x", "fq", "fq_codel")
+
+
+def test_what_is_rendered_is_what_is_read_back(host, tmp_path):
+    kind = SysctlKind(host)
+    wanted = [
+        wish("vm.swappiness", "10"),
+        wish("net.ipv4.tcp_rmem", "4096 87380 6291456"),
+        wish("net.ipv4.conf.eth0/100.rp_filter", "1"),
+        wish("net/ipv4/conf/eth0.100/rp_filter", "1"),
+    ]
+    ((path, image),) = kind.render("kernel", wanted).items()
+    assert path == "/etc/sysctl.d/60-hosttune-kernel.conf"
+    tree(tmp_path, {path: image.content.decode()})
+    for one in wanted:
+        winner = kind.read([one.name])[one.name].winner
+        assert (winner.value, winner.file) == (one.value, path)
+
+
+def test_definitions_name_file_and_line(host, tmp_path):
+    tree(
+        tmp_path,
+        {
+            "/usr/lib/sysctl.d/50-default.conf": "# x\n\nvm.swappiness = 30\n",
+            "/etc/sysctl.d/60-hosttune-kernel.conf": "vm.swappiness = 10\n",
+            "/etc/sysctl.d/99-sysctl.conf": "vm/swappiness=60\n",
+            "/etc/sysctl.d/no.conf.bak": "vm.swappiness=1\n",
+        },
+    )
+    planes = SysctlKind(host).read(["vm.swappiness"])["vm.swappiness"]
+    assert planes.persisted_dict() == {
+        "value": "60",
+        "file": "/etc/sysctl.d/99-sysctl.conf",
+        "line": 1,
+        "overridden": [
+            {"value": "30", "file": "/usr/lib/sysctl.d/50-default.conf", "line": 3},
+            {"value": "10", "file": "/etc/sysctl.d/60-hosttune-kernel.conf", "line": 1},
+        ],
+    }
+
+
+def test_activation_order_and_failure(host, monkeypatch):
+    order = []
+    write = System.write_value
+    monkeypatch.setattr(
+        System, "write_value", lambda self, path, value: (order.append(path), write(self, path, value))
+    )
+    names = ["vm.dirty_ratio", "vm.dirty_bytes", "net.ipv4.tcp_rmem", "fs.nr_open", "vm.nothing"]
+    values = ["5", "0", "1 2 3", "2000000", "1"]
+    failed = SysctlKind(host).activate([Change(*pair) for pair in zip(names, values)], [])
+    assert order[0] == "/proc/sys/fs/nr_open"
+    # Writing zero to one of the pair would otherwise come after the value that it zeroes.
+    assert order.index("/proc/sys/vm/dirty_bytes") < order.index("/proc/sys/vm/dirty_ratio")
+    assert list(failed) == ["vm.nothing"]
+    assert "No such file" in failed["vm.nothing"]
+
+
+BINARY = next(
+    (
+        path
+        for path in ("/lib/systemd/systemd-sysctl", "/usr/lib/systemd/systemd-sysctl")
+        if Path(path).exists()
+    ),
+    "",
+)
+KEYS = ("vm/one", "vm/two", "net/eth0.1/rp", "net/all/rp")
+
+
+@pytest.fixture(scope="module")
+def jail(tmp_path_factory):
+    """A root with systemd-sysctl, its libraries and a /proc/sys of plain files: it can reach nothing else."""
+    if not BINARY or os.geteuid():
+        pytest.skip("needs systemd-sysctl as oracle, and root to chroot")
+    root = tmp_path_factory.mktemp("jail")
+    words = subprocess.run(["ldd", BINARY], capture_output=True, text=True, check=True).stdout.split()
+    for path in [BINARY, *(word for word in words if word.startswith("/"))]:
+        target = root / path.lstrip("/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    return root
+
+
+assignments = st.builds(
+    "{}{}{}{}".format,
+    st.sampled_from(["", "", "", "-", " ", "- "]),
+    st.sampled_from(
+        [
+            *(
+                "vm.one",
+                "vm.one",
+                "vm/one",
+                "vm.two",
+                "net.eth0/1.rp",
+                "net/eth0.1/rp",
+                "net.all.rp",
+                "vm.none",
+            ),
+            *("vm.*", "vm.?ne", "vm/[ot]*", "net.*.rp", "net/*/rp", "*.one", "net.eth0*.rp"),
+            *("/proc/sys/vm/one", "proc.sys.vm.one"),
+        ]
+    ),
+    st.sampled_from(["=", " = ", "="]),
+    # of one length, since two globs write the same plain file twice and nothing truncates it
+    st.sampled_from(["1111", "2222", "3  4", "5 #x"]),
+)
+lines = st.one_of(
+    assignments,
+    assignments,
+    assignments,
+    st.sampled_from(
+        ["-vm.one", "-vm/two", "- net.all.rp", "-net.eth0/1.rp", "-vm.*", "vm.one", "# vm.one=9"]
+    ),
+    st.sampled_from(["; vm.one=9", "", "=7", "-", "vm.one=111\\"]),
+)
+names = st.sampled_from(
+    [
+        "etc/sysctl.d/60-hosttune-a.conf",
+        "etc/sysctl.d/99-z.conf",
+        "run/sysctl.d/10-b.conf",
+        "usr/lib/sysctl.d/60-hosttune-a.conf",
+        "usr/lib/sysctl.d/50-default.conf",
+        "usr/local/lib/sysctl.d/70-c.conf",
+        "etc/sysctl.d/readme",
+        "etc/sysctl.conf",
+    ]
+)
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+@given(st.dictionaries(names, st.lists(lines, min_size=1, max_size=4), min_size=1, max_size=4))
+def test_persisted_truth_is_what_systemd_sysctl_writes(jail, files):
+    for folder in ("etc", "run", "usr/local/lib/sysctl.d", "usr/lib/sysctl.d", "proc"):
+        shutil.rmtree(jail / folder, ignore_errors=True)
+    tree(jail, {f"/proc/sys/{key}": "" for key in KEYS})
+    tree(jail, {path: "\n".join(text) + "\n" for path, text in files.items()})
+    subprocess.run(["chroot", str(jail), BINARY], capture_output=True, check=False, timeout=30)
+    found = SysctlKind(System(str(jail))).read([to_name(key) for key in KEYS])
+    assert {key: " ".join((jail / "proc/sys" / key).read_text().split()) for key in KEYS} == {
+        key: found[to_name(key)].winner.value if found[to_name(key)].winner else "" for key in KEYS
+    }
