@@ -16,7 +16,7 @@ from lab.state import boot_id, lab_dir, write_atomically
 SECONDS = 4.0
 ACCEL = {
     "kvm": ["-accel", "kvm", "-cpu", "host"],
-    "tcg": ["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max"],
+    "tcg": ["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,vendor=GenuineIntel"],
 }
 # Real-mode code: write K to the serial port, write 0x10 to the isa-debug-exit device, halt.
 BOOT_SECTOR = bytes([0xB0, 0x4B, 0xBA, 0xF8, 0x03, 0xEE, 0xB0, 0x10, 0xBA, 0xF4, 0x00, 0xEE, 0xF4, 0xEB, 0xFD])

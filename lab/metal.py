@@ -56,7 +56,8 @@ def boot(lab: Lab, host: Host) -> None:
 def machine(host: Host, accel: str, tap: str) -> list[str]:
     """The QEMU command line, with paths relative to the host's folder."""
     words = ["qemu-system-x86_64", "-name", host.name, "-machine", "q35", *kvm.ACCEL[accel]]
-    words += ["-nodefaults", "-display", "none", "-m", str(2 * NODE_MEMORY)]
+    # A graphics card nobody looks at: GRUB hangs without one.
+    words += ["-nodefaults", "-vga", "std", "-display", "none", "-m", str(2 * NODE_MEMORY)]
     words += ["-smp", "8,sockets=2,cores=2,threads=2"]
     for node in (0, 1):
         words += ["-object", f"memory-backend-ram,id=m{node},size={NODE_MEMORY}M"]

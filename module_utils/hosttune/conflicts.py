@@ -50,7 +50,7 @@ def _open_files(
     except (OSError, ValueError):
         return  # the limit is unknown here; the kernel's own refusal will be reported
     asked = by_key.get(("sysctl", "fs.nr_open"))
-    if asked is not None and not system.container:
+    if asked is not None and asked.value.isdigit() and not system.container:
         ceiling = max(ceiling, int(asked.value))
     for setting in settings:
         leaf = setting.name.rsplit("/", 1)[-1]

@@ -552,9 +552,7 @@ def _fresh(observer: Observer, settings: Sequence[Setting]) -> Observer:
     """An observer that remembers nothing it has read, only what was asked."""
     again = Observer(observer.system)
     for setting in settings:
-        kind = again.kind(setting.kind)
-        if setting.asked is not None:
-            kind.text(setting.name, setting.asked)
+        again.kind(setting.kind).recall(setting)
     return again
 
 

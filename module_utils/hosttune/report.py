@@ -63,7 +63,8 @@ def table(report: DriftReport) -> str:
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows as aligned lines; the last column runs free."""
+    """Rows as aligned lines; the last column runs free. What a terminal would obey is shown as `?`."""
+    rows = [["".join(one if one.isprintable() else "?" for one in cell) for cell in row] for row in rows]
     widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]) - 1)]
     return [
         "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[-1]]).rstrip()
@@ -87,9 +88,9 @@ def explanation(entry: Mapping[str, Any], notes: Mapping[str, str], was: Mapping
     if entry.get("process") is not None:
         say("process", entry["process"])
     if persisted["file"]:
-        say("persisted", f"{persisted['value']}  ({persisted['file']}:{persisted['line']})")
+        say("persisted", f"{persisted['value']}  ({_place(persisted)})")
     for other in persisted["overridden"]:
-        say("overridden", f"{other['value']}  ({other['file']}:{other['line']})")
+        say("overridden", f"{other['value']}  ({_place(other)})")
     if entry["needs"] != "none":
         say("needs", entry["needs"])
     for word in sorted(notes, key=lambda one: (one not in ("why", "risk", "source"), one)):
@@ -186,6 +187,11 @@ _ORDER = (
 
 def _worst_first(settings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(settings, key=lambda entry: (not entry.get("overdue"), _ORDER.index(entry["verdict"])))
+
+
+def _place(where: Mapping[str, Any]) -> str:
+    """File and line; a file that is one value as a whole has no line."""
+    return f"{where['file']}:{where['line']}" if where["line"] else str(where["file"])
 
 
 def _short(value: str | None) -> str:

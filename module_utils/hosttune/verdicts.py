@@ -47,7 +47,8 @@ def judge(
     live_right = not planes.has_live or (planes.live is not None and same(desired, planes.live))
     clamped = not live_right and clamped_to is not None and planes.live == clamped_to
     persisted_right = not planes.has_persisted or (winner is not None and same(desired, winner.value))
-    where = f"{winner.file}:{winner.line} says {winner.value}" if winner else "nothing on disk says so"
+    place = f"{winner.file}:{winner.line}" if winner and winner.line else winner.file if winner else ""
+    where = f"{place} says {winner.value}" if winner else "nothing on disk says so"
     if not live_right and not clamped:
         live = "absent" if planes.live is None else planes.live
         if not persisted_right:
@@ -66,5 +67,5 @@ def judge(
     if clamped:
         return "clamped", f"the kernel took {planes.live} instead of {desired}"
     if managed_file is not None and winner is not None and winner.file != managed_file:
-        return "shadowed", f"right, but decided by {winner.file}:{winner.line}, not by {managed_file}"
+        return "shadowed", f"right, but decided by {place}, not by {managed_file}"
     return "in_sync", planes.note

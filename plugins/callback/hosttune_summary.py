@@ -92,21 +92,32 @@ def grid(rows: Iterable[Iterable[object]]) -> list[str]:
     ]
 
 
+def names(hosts: list[str]) -> str:
+    """Hosts in a few words: all of them up to three, else the first and how many."""
+    return ", ".join(hosts) if len(hosts) <= 3 else f"{hosts[0]} and {len(hosts) - 1} more"
+
+
 def verdict_table(hosts: Mapping[str, Result]) -> list[str]:
-    """Settings by host and role, a column a verdict."""
-    counted: dict[tuple[str, str], Counter[str]] = {}
-    for host, result in hosts.items():
+    """Settings by role, a column a verdict; hosts that look alike share their lines."""
+    counted: dict[str, dict[str, Counter[str]]] = {}
+    for host, result in sorted(hosts.items()):
         for one in result.get("settings") or []:
-            counted.setdefault((host, one["owner"]), Counter())[one["verdict"]] += 1
+            counted.setdefault(host, {}).setdefault(one["owner"], Counter())[one["verdict"]] += 1
     if not counted:
         return []
-    columns = [name for name in VERDICTS if any(counts[name] for counts in counted.values())]
+    like: dict[str, list[str]] = {}
+    for host, by_owner in counted.items():
+        like.setdefault(json.dumps(by_owner), []).append(host)
+    columns = [
+        name
+        for name in VERDICTS
+        if any(counts[name] for found in counted.values() for counts in found.values())
+    ]
     rows: list[list[object]] = [["host", "role", "settings", *columns]]
-    previous = ""
-    for (host, owner), counts in counted.items():
-        shown = "" if host == previous else host
-        previous = host
-        rows.append([shown, owner, counts.total(), *(counts[name] or "" for name in columns)])
+    for same in like.values():
+        for row, (owner, counts) in enumerate(counted[same[0]].items()):
+            cells = [counts[name] or "" for name in columns]
+            rows.append(["" if row else names(same), owner, sum(counts.values()), *cells])
     return grid(rows)
 
 
@@ -122,7 +133,7 @@ def alike(lines: Mapping[str, list[str]]) -> list[str]:
         if everybody == 1 or len(hosts) == everybody:
             found.append(line if everybody == 1 else f"{line}  (all hosts)")
         else:
-            found.append(f"{line}  ({', '.join(hosts)})")
+            found.append(f"{line}  ({names(hosts)})")
     return found
 
 
@@ -132,7 +143,10 @@ def change_lines(result: Result) -> list[str]:
     for one in result.get("settings") or []:
         if one.get("changed"):
             before = one.get("before") or {}
-            was = before.get("live") if before.get("live") is not None else before.get("persisted")
+            planes = [before.get("live"), before.get("persisted")]
+            if one["kind"] == "service":  # its planes are words that stand side by side
+                planes = [" ".join(str(plane) for plane in reversed(planes) if plane is not None)]
+            was = next((plane for plane in planes if plane is not None), None)
             if one["kind"] == "file":
                 found.append(f"{one['owner']}: file {one['name']}")
                 continue
@@ -144,6 +158,14 @@ def change_lines(result: Result) -> list[str]:
         shown = "not set" if given is None else given
         found.append(f"{one['owner']}: {one['kind']} {one['name']} given back: {shown}")
     return found
+
+
+def unknown_lines(result: Result) -> list[str]:
+    """What check mode could not judge, counted by role and reason."""
+    counted = Counter(
+        (one["owner"], one["reason"]) for one in result.get("settings") or [] if one["verdict"] == "unknown"
+    )
+    return [f"{owner}: {count} settings: {reason}" for (owner, reason), count in counted.items()]
 
 
 def service_lines(result: Result) -> list[str]:
@@ -202,7 +224,7 @@ class CallbackModule(CallbackBase):
     # telling
 
     def v2_playbook_on_stats(self, stats: Any) -> None:
-        if not any(self.results.values()):
+        if not any(self.results.values()) and not stats.dark:
             return
         error, warning = C.COLOR_ERROR, C.COLOR_WARN
         settings = self.results["host_settings"]
@@ -210,7 +232,12 @@ class CallbackModule(CallbackBase):
         self._lines(verdict_table(settings))
         changes = alike({host: self.changes.get(host, []) for host in settings})
         self._list("Would change" if self.checked else "Changed", changes, short=not self.checked)
-        self._list("Services", alike({host: service_lines(one) for host, one in settings.items()}))
+        if self.checked:
+            self._list(
+                "Cannot be said yet", alike({host: unknown_lines(one) for host, one in settings.items()})
+            )
+        else:
+            self._list("Services", alike({host: service_lines(one) for host, one in settings.items()}))
         self._list("Wrong", alike({host: self._wrong(one) for host, one in settings.items()}), error)
         self._list("Pending", alike({host: self._pending(one) for host, one in settings.items()}), warning)
         self._list("Failed", alike({host: self._failures(host) for host in self._hosts()}), error)

@@ -263,22 +263,32 @@ def test_undo_gives_each_disk_what_it_had(host):
     assert (queue(host, "sda"), queue(host, "sdc")) == ("none", "mq-deadline")
 
 
-def test_undo_of_class_and_disk_together(host, tmp_path):
+def test_undo_of_class_and_disk_together(host, tmp_path, monkeypatch):
     # Both were declared in one run: the class's value before is that of the other disks alone.
-    kind = BlockKind(host)
-    kind.read(["ssd/scheduler", "sda/scheduler"])
+    kind, _wanted = declare(host, nvme__scheduler="none")  # what stays
+    found = kind.read(["nvme/scheduler", "ssd/scheduler", "sda/scheduler"])
+    assert (found["ssd/scheduler"].live, found["sda/scheduler"].live) == ("none", "mq-deadline")
+    written = []
+    write = System.write_value
+    monkeypatch.setattr(
+        System, "write_value", lambda self, path, value: (written.append(value), write(self, path, value))
+    )
     changes = [Change("ssd/scheduler", "none", undo=True), Change("sda/scheduler", "kyber", undo=True)]
     kind.activate(changes, [])
     assert (queue(host, "sda"), queue(host, "sdc")) == ("kyber", "[none] mq-deadline")
+    assert written == ["kyber"]  # and never the class's value on the way
 
 
 def test_a_disk_whose_own_setting_goes_falls_back_to_its_class(host, tmp_path):
     kind, wanted = declare(host, ssd__scheduler="none", sda__scheduler="mq-deadline")
     persist(tmp_path, kind, wanted)
     again, _wanted = declare(host, ssd__scheduler="none")
+    for one in wanted:
+        again.recall(one)  # the manifest still holds both
     found = again.read(["ssd/scheduler", "sda/scheduler"])  # the engine reads what it undoes, too
     assert found["ssd/scheduler"].live == "sda=mq-deadline sdc=none"
     assert not found["sda/scheduler"].has_live
+    again.read(["ssd/scheduler"])  # reading fewer names later forgets nothing
     assert again.activate([Change("ssd/scheduler", "none")], []) == {}
     assert queue(host, "sda") == "none"
 
@@ -288,6 +298,21 @@ def test_read_back_by_a_kind_that_was_told_nothing(host, tmp_path):
     persist(tmp_path, kind, wanted)
     found = BlockKind(host).read(["ssd/scheduler", "sda/scheduler"])
     assert (found["ssd/scheduler"].live, found["sda/scheduler"].live) == ("none", "mq-deadline")
+
+
+def test_what_other_owners_set_stays_theirs_in_a_partial_call(host):
+    kind, _wanted = declare(host, ssd__scheduler="none")
+    kind.recall(wish("sda/scheduler", "mq-deadline", "other"))
+    assert kind.read(["ssd/scheduler"])["ssd/scheduler"].live == "none"
+    kind.activate([Change("ssd/scheduler", "none")], [])
+    assert queue(host, "sda") == "none [mq-deadline]"
+
+
+def test_drift_knows_from_the_manifest_what_is_set_on_its_own(host):
+    kind = BlockKind(host)
+    for one in (wish("ssd/scheduler", "none"), wish("sda/scheduler", "mq-deadline")):
+        kind.recall(one)
+    assert kind.read(["ssd/scheduler", "sda/scheduler"])["ssd/scheduler"].live == "none"
 
 
 def test_what_a_host_lacks_is_unsupported(host):

@@ -135,10 +135,30 @@ def test_order_is_main_file_then_drop_ins_by_base_name_over_all_folders(tmp_path
 
 
 def test_directives_without_a_property_are_judged_by_their_files(tmp_path: Path) -> None:
-    kind = ManagerKind(write(tmp_path, {"/etc/systemd/system.conf": "[Manager]\nNUMAPolicy=bind\n"}))
-    planes = kind.read(["NUMAPolicy"])["NUMAPolicy"]
+    kind = ManagerKind(write(tmp_path, {"/etc/systemd/system.conf": "[Manager]\nLogTarget=journal\n"}))
+    planes = kind.read(["LogTarget"])["LogTarget"]
     assert not planes.has_live
-    assert planes.winner is not None and planes.winner.value == "bind"
+    assert planes.winner is not None
+    assert planes.winner.value == "journal"
+
+
+def test_affinity_and_memory_policy_are_those_of_pid_1_and_wait_for_a_boot(tmp_path: Path) -> None:
+    # seen with 252: after daemon-reexec PID 1 still runs where it ran before
+    system = write(
+        tmp_path,
+        {
+            "/etc/systemd/system.conf": "[Manager]\nCPUAffinity=1\nNUMAPolicy=bind\n",
+            "/proc/1/status": "Cpus_allowed_list:\t0-1\n",
+            "/proc/1/numa_maps": "55d43a317000 bind:0 file=/usr/lib/systemd/systemd mapped=6 N0=6\n",
+        },
+    )
+    kind = ManagerKind(system)
+    planes = kind.read(["CPUAffinity", "NUMAPolicy", "NUMAMask"])
+    assert (planes["CPUAffinity"].live, planes["CPUAffinity"].needs) == ("0-1", "reboot")
+    assert (planes["NUMAPolicy"].live, planes["NUMAPolicy"].needs) == ("bind", "none")
+    assert (planes["NUMAMask"].live, planes["NUMAMask"].needs) == ("0", "reboot")
+    (tmp_path / "proc/1/numa_maps").unlink()
+    assert "numa_maps" in kind.read(["NUMAPolicy"])["NUMAPolicy"].unsupported
 
 
 def test_a_silent_systemd_is_unknown_and_a_missing_property_unsupported(tmp_path: Path) -> None:

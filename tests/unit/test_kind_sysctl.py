@@ -9,7 +9,7 @@ import pytest
 from hosttune.kinds.sysctl import SysctlKind, to_name, to_path
 from hosttune.model import Change, Refusal, Setting
 from hosttune.system import System
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 
@@ -271,6 +271,10 @@ names = st.sampled_from(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
+@example({"etc/sysctl.d/a.conf": ["vm.*=1111", "vm/?ne=2222", "vm.*=1111"]})
+@example({"etc/sysctl.d/a.conf": ["vm.*=1111", "vm/?ne=2222", "vm.*=3333"]})
+@example({"etc/sysctl.d/a.conf": ["vm.*=1111", "-vm.*"]})
+@example({"etc/sysctl.d/a.conf": ["vm.one=1111", "-vm.one", "vm.*=2222"]})
 @given(st.dictionaries(names, st.lists(lines, min_size=1, max_size=4), min_size=1, max_size=4))
 def test_persisted_truth_is_what_systemd_sysctl_writes(jail, files):
     for folder in ("etc", "run", "usr/local/lib/sysctl.d", "usr/lib/sysctl.d", "proc"):

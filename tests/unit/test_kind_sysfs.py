@@ -149,6 +149,19 @@ def test_masked_files_say_nothing(host, tmp_path):
     assert SysfsKind(host).read([THP])[THP].winner is None
 
 
+def test_truncating_lines_come_before_all_others(host, tmp_path):
+    # As systemd-tmpfiles 252 does it; a FIFO cannot be truncated, so the property below leaves them out.
+    text = f"w /sys/{THP} - - - - never\nf+ /sys/{THP} - - - - always\nF /sys/{THP} - - - - madvise\n"
+    tree(tmp_path, {"/etc/tmpfiles.d/a.conf": text})
+    values = [one.value for one in SysfsKind(host).read([THP])[THP].definitions]
+    assert values == ["madvise", "always", "never"]
+
+
+def test_every_alternative_of_braces_counts(host, tmp_path):
+    tree(tmp_path, {"/etc/tmpfiles.d/a.conf": f"w /sys/{{nothing,{THP}}} - - - - never\n"})
+    assert SysfsKind(host).read([THP])[THP].winner.value == "never"
+
+
 def test_braces():
     assert braces("/a{b,c}d{1,2}") == ["/abd1", "/abd2", "/acd1", "/acd2"]
     assert braces("/a{b") == ["/a{b"]

@@ -503,6 +503,14 @@ def test_files_that_systemd_has_not_read_are_not_live(tmp_path: Path) -> None:
         assert planes[name].needs == "reload"
 
 
+def test_what_systemd_has_not_loaded_needs_a_reload_before_a_restart(tmp_path: Path) -> None:
+    write(tmp_path, unit_file({"Nice": "3", "WorkingDirectory": "/srv"}), age=STARTED + 1)
+    process(tmp_path, stat=STAT.replace(" 15 -5 ", " 20 0 "))
+    kind = UnitKind(FakeSystem(tmp_path, {UNIT: {**SHOWN, "NeedDaemonReload": "yes"}}))
+    names = [name_of("Nice"), name_of("WorkingDirectory")]
+    assert [kind.read(names)[name].needs for name in names] == ["reload", "reload"]
+
+
 def test_a_template_has_files_only(tmp_path: Path) -> None:
     write(tmp_path, {"/usr/lib/systemd/system/postgresql@.service": "[Service]\nOOMScoreAdjust=-900\n"})
     system = FakeSystem(tmp_path, {})

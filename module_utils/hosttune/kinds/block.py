@@ -95,23 +95,21 @@ class BlockKind(Kind):
 
     def __init__(self, system: System) -> None:
         super().__init__(system)
-        #: names that are asked for; a name that is merely read may be one that is being undone
-        self._wanted: set[str] = set()
-        self._last_read: set[str] = set()
+        #: names that this call asks for, those that the manifest holds, and those that were read: what is
+        #: read without being asked for is being undone, what is known without being read stays as it is
+        self._asked: set[str] = set()
+        self._known: set[str] = set()
+        self._read: set[str] = set()
         self._kernel = Kernel(system)
 
     # names and values
 
-    def text(self, name: str, value: object) -> str:
-        found = super().text(name, value)
-        self._wanted.add(name)
-        return found
-
     def recall(self, setting: Setting) -> None:
-        self._wanted.add(setting.name)
+        self._known.add(setting.name)
 
     def check(self, settings: Sequence[Setting], packages: Mapping[str, Sequence[str]]) -> None:
         names = {setting.name for setting in settings}
+        self._asked |= names
         for setting in settings:
             target, _slash, attribute = setting.name.partition("/")
             if not _DEVICE.match(target) or not attribute:
@@ -258,14 +256,20 @@ class BlockKind(Kind):
     # planes
 
     def read(self, names: Sequence[str]) -> dict[str, Planes]:
-        self._last_read = set(names)
+        self._read |= set(names)
         rules = [
             (file, parse_rules(self.system, file))
             for file in ordered_files(self.system, RULES_FOLDERS, ".rules")
         ]
-        # Where nobody said what is wanted (a read-back), the rules that stand on disk tell.
-        wanted = self._wanted or self._own_rules() or self._last_read
+        wanted = self._wanted()
         return {name: self._read_one(name, rules, wanted) for name in names}
+
+    def _wanted(self) -> set[str]:
+        """The names that shall stand after this call, as far as this kind was told."""
+        if self._asked:
+            return self._asked | (self._known - self._read)
+        # Nobody asked (drift, a read-back): then the manifest tells, or the rules that stand on disk.
+        return self._known or self._own_rules() or self._read
 
     def _read_one(self, name: str, rules: Sequence[tuple[str, list[Rule]]], wanted: set[str]) -> Planes:
         target, _slash, attribute = name.partition("/")
@@ -274,7 +278,7 @@ class BlockKind(Kind):
             planes.unsupported = KERNEL_SHARED
         members = self._members(target)
         if target in CLASSES:
-            alone = self._alone(attribute, wanted if name in wanted else self._last_read)
+            alone = self._alone(attribute, wanted if name in wanted else self._read)
             members = [disk for disk in members if disk not in alone]
             if alone & set(self._members(target)):
                 planes.note = f"without {', '.join(sorted(alone))}, set on their own"
@@ -372,7 +376,7 @@ class BlockKind(Kind):
 
     def activate(self, changes: Sequence[Change], files: Iterable[str]) -> dict[str, str]:
         failed: dict[str, list[str]] = {}
-        undone = {change.name for change in changes if change.undo} | self._last_read
+        undone = {change.name for change in changes if change.undo} | self._read
         for change in sorted(changes, key=lambda one: _rank(one.name)):
             target, _slash, attribute = change.name.partition("/")
             if _PER_DISK.match(change.value):
@@ -381,7 +385,7 @@ class BlockKind(Kind):
             else:
                 values = {disk: change.value for disk in self._members(target)}
             if target in CLASSES:
-                alone = self._alone(attribute, undone if change.undo else self._wanted or self._last_read)
+                alone = self._alone(attribute, undone if change.undo else self._wanted())
                 values = {disk: value for disk, value in values.items() if disk not in alone}
             for disk, value in values.items():
                 why = self._write(disk, attribute, value)
@@ -478,7 +482,7 @@ class Device:
 
 
 def parse_rules(system: System, file: str) -> list[Rule]:
-    """The rules of one file, none of one that never speaks of a queue; lines that udev refuses are left out."""
+    """The rules of a file, none of one that never speaks of a queue; lines that udev refuses are left out."""
     try:
         whole = system.read(file)
     except OSError:

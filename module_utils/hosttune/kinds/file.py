@@ -108,7 +108,7 @@ class FileKind(Kind):
                 ("ActiveState", "ExecMainStartTimestamp"),
             )
         except OSError as error:
-            silent = error.strerror
+            silent = error.strerror or str(error)
         found = {name: self._read_one(name, units) for name in names}
         for name, planes in found.items():
             if silent and self._restarts(name):

@@ -1,8 +1,10 @@
 """Kind manager: the service manager's own configuration, section [Manager] of systemd-system.conf(5).
 
-Name: DIRECTIVE, such as `DefaultTasksMax`. Live is the manager's property where systemd has one (for
-CPUAffinity: what PID 1 is allowed to run on); the other directives have no live plane. Files become live by
-one `systemctl daemon-reexec`, which restarts no service; services that run keep the defaults they began with.
+Name: DIRECTIVE, such as `DefaultTasksMax`. Live is the manager's property where systemd has one, for
+CPUAffinity and the NUMA policy what PID 1 itself has; the other directives have no live plane. Files become
+live by one `systemctl daemon-reexec`, which restarts no service; services that run keep the defaults they
+began with. CPUAffinity and the NUMA policy are taken up at boot only (a manager that re-executes itself skips
+that setup; seen with 252).
 Persisted truth: the first system.conf of the folders below, then the drop-ins of all of them by base name;
 the last assignment wins, for CPUAffinity and other lists what has accumulated since the last empty one.
 """
@@ -56,7 +58,7 @@ _WORDS = words(
 #: Directives without a property in systemd 252, seen with `busctl introspect`.
 _FILES_ONLY = words(
     "LogTarget LogColor LogLocation LogTime DumpCore ShowStatus CrashChangeVT CrashShell CrashReboot "
-    "NUMAPolicy NUMAMask RuntimeWatchdogPreGovernor WatchdogDevice CapabilityBoundingSet NoNewPrivileges "
+    "RuntimeWatchdogPreGovernor WatchdogDevice CapabilityBoundingSet NoNewPrivileges "
     "SystemCallArchitectures StatusUnitFormat DefaultEnvironment ManagerEnvironment DefaultSmackProcessLabel"
 )
 #: Assignments of these add to the earlier ones; an empty one clears them.
@@ -71,13 +73,14 @@ _ACCUMULATING = frozenset(
     }
 )
 _CPU_SETS = frozenset({"CPUAffinity", "NUMAMask"})
+_AT_BOOT = frozenset({"CPUAffinity", "NUMAPolicy", "NUMAMask"})
 
 #: Directive -> the properties that show it, none where systemd has none.
 PROPERTIES: dict[str, tuple[str, ...]] = {
     **{f"DefaultLimit{one}": (f"DefaultLimit{one}Soft", f"DefaultLimit{one}") for one in _LIMITS},
     **{one: (one[:-3] + "USec",) for one in _SPANS},
     **{one: (one,) for one in (*_BOOLEANS, *_WORDS, "DefaultTasksMax", "TimerSlackNSec")},
-    **{one: () for one in (*_FILES_ONLY, "CPUAffinity")},
+    **{one: () for one in (*_FILES_ONLY, *_AT_BOOT)},
 }
 
 
@@ -148,17 +151,26 @@ class ManagerKind(Kind):
                 planes.live = (
                     limit_text(*(shown[one] for one in needed)) if len(needed) == 2 else shown[needed[0]]
                 )
-            elif name == "CPUAffinity":
-                self._read_affinity(planes)
+            elif name in _AT_BOOT:
+                self._read_at_boot(name, planes)
             else:
                 planes.has_live = False
                 planes.note = "systemd shows no property of it: judged by its files"
             if planes.has_live and not agrees(self, name, planes):
-                planes.needs = "reload"
+                planes.needs = "reboot" if name in _AT_BOOT else "reload"
+            elif planes.has_live and name in _AT_BOOT and planes.winner is None:
+                # Nothing says what the next boot gives: whatever is changed or taken back waits for it.
+                planes.needs = "reboot"
             found[name] = planes
         return found
 
-    def _read_affinity(self, planes: Planes) -> None:
+    def _read_at_boot(self, name: str, planes: Planes) -> None:
+        if name != "CPUAffinity":
+            try:
+                planes.live = memory_policy(self.system, "1")[0 if name == "NUMAPolicy" else 1]
+            except (OSError, IndexError):
+                planes.unsupported = "this kernel shows no memory policies (it has no /proc/1/numa_maps)"
+            return
         try:
             status = self.system.read("/proc/1/status")
         except OSError as error:
@@ -190,7 +202,7 @@ class ManagerKind(Kind):
     # the live plane
 
     def activate(self, changes: Sequence[Change], files: Iterable[str]) -> dict[str, str]:
-        """One daemon-reexec; TimerSlackNSec and CPUAffinity are not taken up by a daemon-reload."""
+        """One daemon-reexec; a daemon-reload would not take up TimerSlackNSec."""
         if not changes and not list(files):
             return {}
         ended = self.system.run("systemctl", "daemon-reexec")
@@ -207,6 +219,19 @@ class ManagerKind(Kind):
                 time.sleep(0.2)
             else:
                 return {}
+
+
+def memory_policy(system: System, pid: str) -> tuple[str, str]:
+    """The NUMA policy and its nodes of a process in systemd's words; raises OSError, IndexError.
+
+    From its first mapping, which has no policy of its own. The rest of numa_maps is never read: the kernel
+    would walk all pages of a database's shared memory.
+    """
+    with open(system.path(f"/proc/{pid}/numa_maps"), "rb", buffering=0) as stream:
+        fields = stream.read(160).decode("ascii", "replace").split()
+    policy, _, nodes = fields[1].partition(":")
+    word = policy.partition("=")[0]
+    return ("preferred" if word == "prefer" else word), nodes.partition("=")[0]
 
 
 def agrees(kind: Kind, name: str, planes: Planes) -> bool:

@@ -43,7 +43,7 @@ from ..systemd import (
     size,
 )
 from .base import Kind, did_you_mean
-from .manager import agrees, definitions, words
+from .manager import agrees, definitions, memory_policy, words
 
 #: The section that is a unit type's own.
 SECTIONS = {
@@ -486,7 +486,7 @@ class UnitKind(Kind):
                 )
             return number
         if directive in ("NUMAPolicy", "NUMAMask"):
-            return self._numa_of(folder, directive)
+            return memory_policy(self.system, pid)[0 if directive == "NUMAPolicy" else 1]
         if directive == "Environment":
             return self._environment_of(folder, live)
         return None
@@ -512,18 +512,6 @@ class UnitKind(Kind):
                 soft, hard = line[len(label) :].split()[:2]
                 return limit_text(*(one.replace("unlimited", "infinity") for one in (soft, hard)))
         return None
-
-    def _numa_of(self, folder: str, directive: str) -> str | None:
-        """The memory policy of a process, from its first mapping, which has none of its own.
-
-        The rest of numa_maps is never read: the kernel would walk all pages of a database's shared memory.
-        """
-        with open(self.system.path(f"{folder}/numa_maps"), "rb", buffering=0) as stream:
-            fields = stream.read(160).decode("ascii", "replace").split()
-        policy, _, nodes = fields[1].partition(":")
-        if directive == "NUMAMask":
-            return nodes.partition("=")[0] if policy != "default" else ""
-        return {"prefer": "preferred"}.get(policy, policy.partition("=")[0])
 
     def _narrowed(self, wanted: str, found: str, pid: str) -> bool:
         """Whether a process runs on fewer CPUs only since its cpuset or the machine leaves it no others."""

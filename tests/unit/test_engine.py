@@ -1,0 +1,378 @@
+"""The walk over one host: what is said is what is done, once, and it can all be given back."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import pytest
+from fake_host import FakeHost, as_root
+from hosttune import atomic, engine, lock, store
+from hosttune.model import Refusal
+
+SECRET = "hunter2-of-the-exchange"  # noqa: S105 - looked for in every output
+OWNERS = {
+    "kernel": {
+        "sysctl": {
+            "net.core.somaxconn": "4096",
+            "vm.swappiness": "10",
+            "net.ipv4.tcp_rmem": "4096 87380 16777216",
+        }
+    },
+    "app": {
+        "file": {
+            "/etc/app/app.conf": {"content": "tuned\n", "mode": "0644"},
+            "/etc/app/deep/er/new.conf": {"content": "new\n"},
+            "/etc/app/password": {"content": SECRET, "mode": "0600", "secret": True},
+        },
+        "sysctl": {"net.ipv4.tcp_syncookies": "1"},
+    },
+}
+
+
+@pytest.fixture
+def host(tmp_path, monkeypatch):
+    as_root(monkeypatch)
+    return FakeHost(tmp_path)
+
+
+def verdicts(report):
+    return {(one.setting.kind, one.setting.name): one.verdict for one in report.settings}
+
+
+def marks(report):
+    return {one.setting.name: one.changed for one in report.settings}
+
+
+def test_check_says_what_apply_does_and_writes_nothing(host):
+    before = host.snapshot(times=True, below=("etc", "proc", "var"))
+    said = host.apply(OWNERS, check=True)
+    assert host.snapshot(times=True, below=("etc", "proc", "var")) == before
+    assert host.live_writes == []
+    done = host.apply(OWNERS)
+    assert not done.failures
+    assert said.changed
+    assert done.changed
+    assert said.diff == done.diff
+    assert marks(said) == marks(done)
+    assert {name for name, changed in marks(done).items() if not changed} == set()
+    assert said.manifest_digest == done.manifest_digest
+
+
+def test_everything_is_in_sync_after_one_run(host):
+    done = host.apply(OWNERS)
+    assert set(verdicts(done).values()) == {"in_sync"}
+    assert host.text("/proc/sys/net/core/somaxconn") == "4096\n"
+    assert host.text("/etc/sysctl.d/60-hosttune-kernel.conf").startswith("# Managed by hosttune, role kernel")
+    assert host.text("/etc/app/app.conf") == "tuned\n"
+
+
+def test_a_foreign_file_that_wins_is_said_and_named(host):
+    host.put("/etc/sysctl.d/zz-vendor.conf", "vm.swappiness = 30\n")
+    done = host.apply(OWNERS)
+    wrong = next(one for one in done.settings if one.setting.name == "vm.swappiness")
+    assert wrong.verdict == "boot_bomb"
+    assert "/etc/sysctl.d/zz-vendor.conf:1 says 30" in wrong.reason
+
+
+def test_a_second_run_changes_nothing_at_all(host):
+    host.apply(OWNERS)
+    writes = len(host.live_writes)
+    before = host.snapshot(times=True, below=("etc", "proc", "var/lib/hosttune"))
+    again = host.apply(OWNERS)
+    after = host.snapshot(times=True, below=("etc", "proc", "var/lib/hosttune"))
+    for found in (before, after):
+        found.pop("var/lib/hosttune/lock")  # names its last holder
+    assert after == before
+    assert not again.changed
+    assert again.diff == []
+    assert len(host.live_writes) == writes
+    assert not any(marks(again).values())
+
+
+def test_one_changed_setting_is_one_write(host):
+    host.apply(OWNERS)
+    host.live_writes.clear()
+    untouched = host.snapshot(times=True)
+    changed = {**OWNERS, "kernel": {"sysctl": {**OWNERS["kernel"]["sysctl"], "vm.swappiness": "20"}}}
+    done = host.apply(changed)
+    assert host.live_writes == ["/proc/sys/vm/swappiness"]
+    assert [name for name, was in marks(done).items() if was] == ["vm.swappiness"]
+    differing = {name for name, was in host.snapshot(times=True).items() if untouched.get(name) != was}
+    assert differing - {"etc/sysctl.d/.", "etc/sysctl.d", "etc/hosttune/.", "etc/hosttune"} == {
+        "etc/sysctl.d/60-hosttune-kernel.conf",
+        "etc/hosttune/manifest.json",
+        "proc/sys/vm/swappiness",
+    }
+
+
+def test_undo_gives_all_back_byte_for_byte(host):
+    before = host.snapshot()
+    host.apply(OWNERS)
+    assert host.snapshot() != before
+    undone = host.apply({}, present=False)
+    assert not undone.failures
+    assert {one["name"] for one in undone.undone} == {
+        name for kinds in OWNERS.values() for names in kinds.values() for name in names
+    }
+    after = host.snapshot()
+    # A write to /proc ends with a line break and parts fields by blanks; the kernel keeps neither.
+    assert {name: [*entry[:3], squeezed(entry[3])] for name, entry in after.items()} == {
+        name: [*entry[:3], squeezed(entry[3])] for name, entry in before.items()
+    }
+    assert {name: entry for name, entry in after.items() if name.startswith("etc")} == {
+        name: entry for name, entry in before.items() if name.startswith("etc")
+    }
+    assert not store.Ledger(host).settings
+    assert not host.apply({}, present=False).changed
+
+
+def squeezed(content):
+    return content.split() if isinstance(content, bytes) else content
+
+
+def test_a_name_left_out_is_undone_alone(host):
+    host.apply(OWNERS)
+    fewer = {**OWNERS, "kernel": {"sysctl": {"net.core.somaxconn": "4096"}}}
+    done = host.apply(fewer)
+    assert {one["name"] for one in done.undone} == {"vm.swappiness", "net.ipv4.tcp_rmem"}
+    assert host.text("/proc/sys/vm/swappiness") == "60\n"
+    assert host.text("/proc/sys/net/core/somaxconn") == "4096\n"
+    assert "swappiness" not in host.text("/etc/sysctl.d/60-hosttune-kernel.conf")
+
+
+def test_a_partial_call_leaves_other_owners_alone(host):
+    host.apply(OWNERS)
+    done = host.apply({"kernel": {"sysctl": {"vm.swappiness": "10"}}}, partial=True)
+    assert {one["owner"] for one in done.undone} == {"kernel"}
+    assert host.text("/etc/app/app.conf") == "tuned\n"
+    assert set(store.Manifest(host).owners) == {"kernel", "app"}
+
+
+def test_undo_keeps_aside_what_somebody_made_of_our_file(host):
+    host.apply(OWNERS)
+    host.put("/etc/app/app.conf", "an operator's own words\n")
+    undone = host.apply({}, present=False)
+    assert host.text("/etc/app/app.conf") == "as the vendor ships it\n"
+    assert host.text("/var/lib/hosttune/aside/etc/app/app.conf") == "an operator's own words\n"
+    assert "/etc/app/app.conf" in undone.aside[0]
+
+
+def test_raise_only_keeps_what_is_higher_and_says_so(host):
+    host.put("/proc/sys/net/core/somaxconn", "65535\n")
+    done = host.apply(OWNERS)
+    kept = next(one for one in done.settings if one.setting.name == "net.core.somaxconn")
+    assert kept.setting.value == "65535"
+    assert kept.reason == "raise-only: 4096 was asked for, this host had 65535"
+    assert "/proc/sys/net/core/somaxconn" not in host.live_writes
+    fields = next(one for one in done.settings if one.setting.name == "net.ipv4.tcp_rmem")
+    assert fields.setting.value == "4096 131072 16777216"
+
+
+def test_no_output_and_no_public_file_tells_a_secret(host):
+    for check in (True, False, False):
+        report = host.apply(OWNERS, check=check)
+        told = json.dumps([one.as_dict() for one in report.settings]) + json.dumps(report.diff)
+        assert SECRET not in told + repr(report.undone) + repr(report.failures)
+    changed = {**OWNERS["app"]["file"]["/etc/app/password"], "content": "another"}
+    report = host.apply({"app": {"file": {"/etc/app/password": changed}}})
+    assert SECRET not in json.dumps(report.diff)
+    assert [one["after"] for one in report.diff if one["after_header"] == "/etc/app/password"] == [
+        "(another secret)\n"
+    ]
+    kept = host.text(store.MANIFEST)
+    assert "another" not in kept
+    assert "hmac-sha256:" in kept
+    undone = host.apply({}, present=False)
+    assert "another\n" not in json.dumps(undone.diff)
+
+
+def run_module(host, monkeypatch, **options):
+    """What library/host_settings.py prints and logs."""
+    import hosttune
+    from ansible.module_utils import basic
+    from ansible.module_utils.testing import patch_module_args
+
+    for name in [name for name in sys.modules if name.split(".")[0] == "hosttune"]:
+        monkeypatch.setitem(sys.modules, f"ansible.module_utils.{name}", sys.modules[name])
+    monkeypatch.setattr(basic, "hosttune", hosttune, raising=False)
+    path = Path(__file__).parents[2] / "library" / "host_settings.py"
+    scope = {"__name__": "host_settings"}
+    exec(compile(path.read_text(), str(path), "exec"), scope)  # noqa: S102 - the module's own source
+    logged: list[str] = []
+    monkeypatch.setattr(basic.AnsibleModule, "log", lambda _self, msg, **more: logged.append(f"{msg}{more}"))
+    monkeypatch.setitem(scope, "System", lambda _root: FakeHost.again(host))
+    said = io.StringIO()
+    with patch_module_args(options), redirect_stdout(said), pytest.raises(SystemExit):
+        scope["main"]()
+    return json.loads(said.getvalue()), said.getvalue() + "".join(logged)
+
+
+def test_the_module_tells_no_secret_in_result_invocation_or_journal(host, monkeypatch):
+    result, everything = run_module(host, monkeypatch, owners=OWNERS)
+    assert result["changed"] is True
+    assert SECRET not in everything
+    assert "somaxconn" in json.dumps(result["invocation"])
+
+
+def test_the_module_names_host_thing_and_remedy(host, monkeypatch):
+    result, _all = run_module(host, monkeypatch, owner="kernel", sysctl={"net.core.somaxcon": "1"})
+    assert result["failed"]
+    assert "sysctl net.core.somaxcon" in result["msg"]
+    assert "Did you mean net.core.somaxconn" in result["remedy"]
+
+
+def test_a_second_run_is_told_who_holds_the_lock(host):
+    host.apply(OWNERS)
+    with (
+        lock.hold(host.path(lock.PATH), "run 7 of alice, process 1"),
+        pytest.raises(Refusal, match="run 7 of alice"),
+    ):
+        host.apply({"kernel": {"sysctl": {"vm.swappiness": "1"}}})
+    assert host.text("/proc/sys/vm/swappiness") == "10\n"
+
+
+def test_check_does_not_wait_for_the_lock(host):
+    host.apply(OWNERS)
+    with lock.hold(host.path(lock.PATH), "run 7 of alice, process 1"):
+        assert not host.apply(OWNERS, check=True).changed
+
+
+@pytest.mark.parametrize("path", ["/etc/sysctl.d", "/var/lib"])
+def test_a_read_only_folder_is_named_and_nothing_is_touched(host, monkeypatch, path):
+    before = host.snapshot(times=True, below=("etc", "proc", "var"))
+    real = os.statvfs
+
+    class ReadOnly:
+        f_flag = os.ST_RDONLY
+
+    monkeypatch.setattr(os, "statvfs", lambda one: ReadOnly if one == host.path(path) else real(one))
+    with pytest.raises(Refusal, match="read-write") as refusal:
+        host.apply(OWNERS)
+    assert path in str(refusal.value)
+    after = host.snapshot(times=True, below=("etc", "proc"))
+    assert after == {name: was for name, was in before.items() if not name.startswith("var")}
+    assert host.live_writes == []
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ('{"schema": 1, "settings": {"sysctl": {"vm.sw', "is not JSON"),
+        ("", "is not JSON"),
+        ("[]", "names no schema"),
+        ('{"settings": {}}', "names no schema"),
+        ('{"schema": 2, "settings": {}}', "this release knows up to 1"),
+    ],
+)
+@pytest.mark.parametrize("path", [store.LEDGER, store.MANIFEST])
+def test_a_ledger_that_cannot_be_used_stops_everything(host, path, content, told):
+    host.put(path, content)
+    before = host.snapshot()
+    with pytest.raises(Refusal, match=told) as refusal:
+        host.apply(OWNERS)
+    assert path in str(refusal.value)
+    assert host.snapshot() == before
+    assert host.text(path) == content
+    assert host.live_writes == []
+
+
+def test_two_owners_of_one_setting_are_refused_untouched(host):
+    before = host.snapshot()
+    with pytest.raises(Refusal, match=r"has two owners: kernel .* and other"):
+        host.apply({**OWNERS, "other": {"sysctl": {"vm.swappiness": "1"}}})
+    assert host.snapshot() == before
+
+
+def test_a_conflict_with_another_run_of_part_of_the_roles_is_refused(host):
+    host.apply(OWNERS)
+    with pytest.raises(Refusal, match="two owners"):
+        host.apply({"other": {"sysctl": {"vm.swappiness": "1"}}}, partial=True)
+
+
+class PowerCutError(BaseException):
+    """Nothing catches it, as nothing catches the power going."""
+
+
+def test_a_power_cut_at_any_write_leaves_a_host_that_converges_and_can_be_undone(tmp_path, monkeypatch):
+    as_root(monkeypatch)
+    writes = 0
+    for cut_at in range(1, 40):
+        host = FakeHost(tmp_path / str(cut_at))
+        before = host.snapshot()
+        count = 0
+
+        def counted(real, limit=cut_at):
+            def write(*args):
+                nonlocal count
+                count += 1
+                if count == limit:
+                    raise PowerCutError
+                return real(*args)
+
+            return write
+
+        with monkeypatch.context() as patched:
+            patched.setattr(atomic, "write", counted(atomic.write))
+            patched.setattr(atomic, "make_folders", counted(atomic.make_folders))
+            patched.setattr(FakeHost, "write_value", counted(FakeHost.write_value))
+            try:
+                host.apply(OWNERS)
+            except PowerCutError:
+                writes = cut_at
+            else:
+                break
+        done = host.apply(OWNERS)
+        assert set(verdicts(done).values()) == {"in_sync"}, f"cut at write {cut_at}"
+        assert not host.apply({}, present=False).failures
+        after = host.snapshot()
+        assert {name: squeezed(entry[3]) for name, entry in after.items()} == {
+            name: squeezed(entry[3]) for name, entry in before.items()
+        }, f"cut at write {cut_at}"
+    assert writes > 10, "the run made fewer writes than it must"
+
+
+def test_what_cannot_be_read_is_unknown_and_fails_after_the_rest_is_done(host):
+    os.mkdir(host.path("/proc/sys/net/ipv4/tcp_odd"))
+    done = host.apply({"kernel": {"sysctl": {"net.ipv4.tcp_odd": "1", "vm.swappiness": "10"}}})
+    assert verdicts(done)["sysctl", "net.ipv4.tcp_odd"] == "unknown"
+    assert any("net.ipv4.tcp_odd is unknown" in failure for failure in done.failures)
+    assert host.text("/proc/sys/vm/swappiness") == "10\n"
+
+
+def test_check_mode_says_which_package_is_still_to_come(host):
+    os.mkdir(host.path("/proc/sys/net/ipv4/tcp_odd"))
+    said = host.apply(
+        {"kernel": {"sysctl": {"net.ipv4.tcp_odd": "1"}}}, check=True, packages={"kernel": ["odd-tools"]}
+    )
+    assert said.settings[0].reason == "after installing odd-tools"
+
+
+def test_another_machine_than_the_values_were_computed_for_is_said(host, monkeypatch):
+    monkeypatch.setattr(engine.topology, "read_fingerprint", lambda _root: "this-machine")
+    assert host.apply(OWNERS, check=True, topology_fingerprint="this-machine").topology_matches
+    assert not host.apply(OWNERS, check=True, topology_fingerprint="that-machine").topology_matches
+
+
+def test_a_write_that_did_not_take_is_an_error_with_both_values(host, monkeypatch):
+    monkeypatch.setattr(FakeHost, "write_value", lambda *_args: None)
+    done = host.apply({"kernel": {"sysctl": {"net.core.somaxconn": "4096"}}})
+    assert done.failures == ["sysctl net.core.somaxconn: wrote '4096', reads back '128'"]
+
+
+def test_a_container_s_kernel_is_read_and_never_written(host):
+    host.put("/run/systemd/container", "systemd-nspawn\n")
+    done = host.apply(OWNERS)
+    assert verdicts(done)["sysctl", "vm.swappiness"] == "unsupported"
+    assert "/proc/sys/vm/swappiness" not in host.live_writes
+    assert "swappiness" not in host.text("/etc/sysctl.d/60-hosttune-kernel.conf")
+
+
+def test_an_ordinary_user_is_refused(host, monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(Refusal, match="root only"):
+        host.apply(OWNERS)
