@@ -16,6 +16,7 @@ from lab.processes import say
 
 NEEDS_ROOT = ("up", "down", "reboot", "power-cut", "image", "deps")
 
+
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m lab", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -46,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("snapshot-machine", help="print this machine's own kernel settings as JSON")
     return top
 
+
 def _driver(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--driver",
@@ -57,17 +59,21 @@ def _driver(command: argparse.ArgumentParser) -> None:
         "--baked", action="store_true", help="hosts have PostgreSQL and Redis installed, not started"
     )
 
+
 def _prefix(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--prefix", default="lab", type=_name, help="names the lab and its hosts (default lab)")
+    command.add_argument("--prefix", default="lab", type=_name, help="names the lab and its hosts")
+
 
 def _inventory(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--inventory", type=Path, help="where the inventory goes (default inventories/lab/hosts.yml)")
+    command.add_argument("--inventory", type=Path, help="the inventory file (inventories/lab/hosts.yml)")
+
 
 def _name(text: str) -> str:
     """Host names are made of it, so it has to be short and plain."""
     if not re.fullmatch(r"[a-z][a-z0-9-]{0,30}", text):
         raise argparse.ArgumentTypeError(f"{text!r}: take small letters, digits and dashes, at most 31")
     return text
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -81,33 +87,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("lab: interrupted; `python -m lab down` or the next `up` removes what is left", file=sys.stderr)
         return 130
 
+
 def act(asked: argparse.Namespace, words: list[str]) -> int:
     if asked.command in NEEDS_ROOT:
         tools.become_root(words)
     if asked.command in ("up", "down"):
         path = (asked.inventory or inventory.default_path(asked.prefix)).absolute()
-    match asked.command:
-        case "up":
-            if asked.count < 1:
-                raise LabError("--count must be at least 1")
-            labs.up(labs.Wish(asked.prefix, asked.driver, asked.count, asked.baked, path, asked.group))
-        case "down":
-            labs.down(asked.prefix, path)
-        case "status":
-            return labs.status()
-        case "reboot":
-            labs.reboot(asked.host, power_cut=False)
-        case "power-cut":
-            labs.reboot(asked.host, power_cut=True)
-        case "exec":
-            labs.run_inside(asked.host, asked.words[asked.words[:1] == ["--"] :])
-        case "image":
-            labs.build_image(asked.driver, asked.baked)
-        case "deps":
-            chosen = {"auto": {**tools.CONTAINER, **tools.METAL}, **labs.TOOLS}[asked.driver]
-            tools.ensure(chosen)
-            say("everything the lab needs is installed")
-        case "snapshot-machine":
-            print(json.dumps(machine.snapshot(), indent=1))
+    if asked.command == "up":
+        if asked.count < 1:
+            raise LabError("--count must be at least 1")
+        labs.up(labs.Wish(asked.prefix, asked.driver, asked.count, asked.baked, path, asked.group))
+    elif asked.command == "down":
+        labs.down(asked.prefix, path)
+    elif asked.command == "status":
+        return labs.status()
+    elif asked.command in ("reboot", "power-cut"):
+        labs.reboot(asked.host, power_cut=asked.command == "power-cut")
+    elif asked.command == "exec":
+        labs.run_inside(asked.host, asked.words[asked.words[:1] == ["--"] :])
+    elif asked.command == "image":
+        labs.build_image(asked.driver, asked.baked)
+    elif asked.command == "deps":
+        tools.ensure({"auto": {**tools.CONTAINER, **tools.METAL}, **labs.TOOLS}[asked.driver])
+        say("everything the lab needs is installed")
+    elif asked.command == "snapshot-machine":
+        print(json.dumps(machine.snapshot(), indent=1))
     return 0
-

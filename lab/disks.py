@@ -56,14 +56,15 @@ def _make_disk(disk: Path, root: Path, identity: str, log: Path) -> None:
         file.truncate(SIZE)
     # The last MiB holds GPT's second table.
     root_size = SIZE - ROOT_OFFSET - 2**20
+    bios_boot = "21686148-6449-6E6F-744E-656564454649"
     table = (
         "label: gpt\n"
-        f"start={BIOS_BOOT // 512}, size={(ROOT_OFFSET - BIOS_BOOT) // 512}, type=21686148-6449-6E6F-744E-656564454649\n"
+        f"start={BIOS_BOOT // 512}, size={(ROOT_OFFSET - BIOS_BOOT) // 512}, type={bios_boot}\n"
         f"start={ROOT_OFFSET // 512}, size={root_size // 512}, type=linux\n"
     )
     run("sfdisk", "--quiet", disk, input_text=table)
-    options = ["-q", "-t", "ext4", "-U", identity, "-L", "root", "-E", f"offset={ROOT_OFFSET}", "-d", root]
-    run_contained(["mke2fs", *options, disk, f"{root_size // 1024}k"], log)
+    options = ["-q", "-t", "ext4", "-U", identity, "-L", "root", "-E", f"offset={ROOT_OFFSET}"]
+    run_contained(["mke2fs", *options, "-d", root, disk, f"{root_size // 1024}k"], log)
 
 
 def _install_boot_loader(folder: Path, disk: Path, root: Path, identity: str) -> None:
@@ -73,14 +74,14 @@ def _install_boot_loader(folder: Path, disk: Path, root: Path, identity: str) ->
     append = f"root=UUID={identity} rw console=ttyS0 panic=-1 init=/install-boot-loader"
     machine = ["-m", "1024", "-display", "none", "-nodefaults", "-no-reboot", "-serial", f"file:{console}"]
     drive = ["-drive", f"file={disk},format=raw,if=virtio,cache=unsafe"]
-    boot = ["-kernel", kernel, "-initrd", initrd, "-append", append]
+    boot = ["-kernel", str(kernel), "-initrd", str(initrd), "-append", append]
     words = ["qemu-system-x86_64", "-machine", "q35", *machine, *drive, *boot]
     if kvm.works()[0]:
         try:
-            run_contained([*words, *kvm.ACCEL["kvm"]], folder / "log", timeout=60)
+            run_contained([*words, *kvm.accel("kvm")], folder / "log", timeout=60)
         except LabError:
             kvm.remember("a guest kernel hung while the image was built")
     if not kvm.works()[0]:
-        run_contained([*words, *kvm.ACCEL["tcg"]], folder / "log", timeout=600)
+        run_contained([*words, *kvm.accel("tcg")], folder / "log", timeout=600)
     if "boot loader status installed" not in console.read_text(errors="replace"):
         raise LabError(f"the boot loader could not be installed: {tail(console)} (all of it: {console})")

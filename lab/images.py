@@ -82,8 +82,7 @@ def cached(name: str, gibibytes: float, build: Callable[[Path], None]) -> Path:
             return done
         require_space(images_dir(), gibibytes)
         building = images_dir() / f"{name}.building"
-        if building.exists():  # a killed run's; its processes and mounts died with it
-            shutil.rmtree(building)
+        shutil.rmtree(building, ignore_errors=True)  # a killed run's; its processes and mounts died with it
         building.mkdir()
         started = time.monotonic()
         say(f"building image {name} (once; log: {building}/log)")
@@ -153,7 +152,7 @@ def _build_baked(folder: Path, base: Path) -> None:
     # One shell, so that the mount lives in the build's own mount namespace and goes with it.
     script = (
         'mount -t overlay overlay -o "lowerdir=$1,upperdir=$2/upper,workdir=$2/work" "$2/merged"; shift; '
-        'cd "$1"; cp "$2" merged/bake.sh; mount -t proc proc merged/proc; mount --rbind /dev merged/dev; shift 2; '
-        'chroot merged sh /bake.sh "$@"; rm merged/bake.sh'
+        'cd "$1"; cp "$2" merged/bake.sh; mount -t proc proc merged/proc; mount --rbind /dev merged/dev; '
+        'shift 2; chroot merged sh /bake.sh "$@"; rm merged/bake.sh'
     )
     run_contained(["sh", "-euc", script, "sh", base, folder, FILES / "bake.sh", *BAKED], folder / "log")

@@ -29,8 +29,9 @@ def render(lab: Lab, group: str) -> str:
     }
     lines = [f"{MARK}{lab.prefix}", f"{group}:", "  hosts:"]
     for host in lab.hosts:
-        lines += [f"    {host.name}:", f"      ansible_host: {host.address}", f"      ansible_port: {host.port}"]
-        lines += [f"      {name}: {json.dumps(value)}" for name, value in variables.items()]
+        own = {"ansible_host": host.address, "ansible_port": host.port, **variables}
+        lines += [f"    {host.name}:"]
+        lines += [f"      {name}: {json.dumps(value)}" for name, value in own.items()]
     return "\n".join(["---", *lines]) + "\n"
 
 

@@ -13,14 +13,20 @@ from pathlib import Path
 from lab import tools
 from lab.state import boot_id, lab_dir, write_atomically
 
+DEVICE = Path("/dev/kvm")
 SECONDS = 4.0
-ACCEL = {
-    "kvm": ["-accel", "kvm", "-cpu", "host"],
-    "tcg": ["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,vendor=GenuineIntel"],
-}
 # Real-mode code: write K to the serial port, write 0x10 to the isa-debug-exit device, halt.
-BOOT_SECTOR = bytes([0xB0, 0x4B, 0xBA, 0xF8, 0x03, 0xEE, 0xB0, 0x10, 0xBA, 0xF4, 0x00, 0xEE, 0xF4, 0xEB, 0xFD])
+BOOT_SECTOR = bytes.fromhex("b04b baf803 ee  b010 baf400 ee  f4 ebfd")
 EXIT_STATUS = 0x10 << 1 | 1
+
+
+def accel(name: str) -> list[str]:
+    """QEMU's words for kvm or tcg, with a processor model that shows SMT siblings to the guest."""
+    if name == "kvm":
+        amd = "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
+        return ["-accel", "kvm", "-cpu", "host,topoext=on" if amd else "host"]
+    # QEMU emulates the topology leaves of Intel processors, and not AMD's topology extension.
+    return ["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,vendor=GenuineIntel"]
 
 
 def _verdict() -> Path:
@@ -47,10 +53,10 @@ def remember(reason: str) -> None:
 
 def _probe() -> str:
     """Why KVM does not work; empty when a guest came up."""
-    if not Path("/dev/kvm").exists():
-        return "there is no /dev/kvm"
-    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
-        return "/dev/kvm may not be opened"
+    if not DEVICE.exists():
+        return f"there is no {DEVICE}"
+    if not os.access(DEVICE, os.R_OK | os.W_OK):
+        return f"{DEVICE} may not be opened"
     tools.ensure(tools.PROBE)
     with tempfile.TemporaryDirectory() as folder:
         disk = Path(folder, "boot-sector")
@@ -67,12 +73,11 @@ def _probe() -> str:
 
 
 def _run_guest(words: list[str], expected: int) -> str:
-    common = [*ACCEL["kvm"], "-m", "256", "-display", "none", "-nodefaults"]
+    common = [*accel("kvm"), "-m", "256", "-display", "none", "-nodefaults"]
     started = time.monotonic()
     try:
-        done = subprocess.run(
-            ["qemu-system-x86_64", *common, *words], capture_output=True, text=True, check=False, timeout=SECONDS
-        )
+        words = ["qemu-system-x86_64", *common, *words]
+        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=SECONDS)
     except subprocess.TimeoutExpired:
         return f"a guest did not come up within {SECONDS:.0f} s"
     if done.returncode != expected:

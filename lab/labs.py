@@ -29,6 +29,10 @@ DRIVERS: dict[str, Driver] = {"container": container, "metal": metal}
 TOOLS = {"container": tools.CONTAINER, "metal": tools.METAL}
 
 
+class GuestHangs(LabError):
+    """KVM passed its probe and does not run a real kernel after all."""
+
+
 @dataclass(frozen=True)
 class Wish:
     """What `up` was asked for."""
@@ -54,15 +58,27 @@ def up(wish: Wish) -> None:
             say(f"lab {wish.prefix}: {reason}; removing it first")
             _take_down(lab)
         _clear(state.folder(wish.prefix))
-        lab = _plan(wish)
         try:
-            _make(lab)
-        except KeyboardInterrupt:
-            say(f"interrupted: removing lab {wish.prefix}")
-            _take_down(lab)
-            raise
+            lab = _plan_and_make(wish)
+        except GuestHangs as problem:
+            say(f"{problem}: starting again without KVM")
+            lab = _plan_and_make(wish)
         inventory.write(lab, wish.inventory, wish.group)
         say(f"lab {wish.prefix} is up: {_names(lab)}; inventory: {wish.inventory}")
+
+
+def _plan_and_make(wish: Wish) -> Lab:
+    lab = _plan(wish)
+    try:
+        _make(lab)
+    except KeyboardInterrupt:
+        say(f"interrupted: removing lab {wish.prefix}")
+        _take_down(lab)
+        raise
+    except GuestHangs:
+        _take_down(lab)
+        raise
+    return lab
 
 
 def _why_not_kept(lab: Lab, wish: Wish) -> str | None:
@@ -117,8 +133,10 @@ def _plan(wish: Wish) -> Lab:
 
 
 def choose_driver(asked: str) -> str:
-    if asked != "auto":
+    if asked in DRIVERS:
         return asked
+    if asked != "auto":
+        raise LabError(f"LAB={asked} names no driver: take auto, container or metal")
     works, reason = kvm.works()
     if works:
         return "metal"
@@ -155,19 +173,26 @@ def wait_until_up(lab: Lab, host: Host, before_boot_id: str = "") -> None:
             break
         if not before_boot_id and not DRIVERS[lab.driver].alive(lab, host) and waited > 2:
             raise LabError(f"{host.name} ended while starting: {tail(console(lab, host))}")
+        if lab.accel == "kvm" and waited > 20 and not _kernel_spoke(console(lab, host)):
+            kvm.remember("a guest kernel hung")
+            raise GuestHangs(f"{host.name}: its kernel does not come up under KVM")
         if waited > patience:
-            raise LabError(
-                f"{host.name} is not up after {waited:.0f} s (systemd says {answer[-1] if answer else 'nothing'}): "
-                f"{tail(console(lab, host), 3)} (all of it: {console(lab, host)})"
-            )
+            log = console(lab, host)
+            word = f"systemd says {answer[-1]}" if answer else "SSH does not answer"
+            end = f"{tail(log, 3)} (all of it: {log})"
+            raise LabError(f"{host.name} is not up after {waited:.0f} s, {word}: {end}")
         if time.monotonic() - spoken > 10:
             spoken = time.monotonic()
             say(f"  {host.name}: {waited:.0f} s, {tail(console(lab, host), 1)[:90]}")
         time.sleep(0.2)
     say(f"  {host.name} is {answer[1]} after {waited:.1f} s")
     if answer[1] == "degraded":
-        failed = ssh.ask(lab, host, "systemctl --failed --plain --no-legend | cut -d' ' -f1") or "none any more"
-        say(f"  {host.name} failed units: {', '.join(failed.split())}")
+        failed = ssh.ask(lab, host, "systemctl --failed --plain --no-legend | cut -d' ' -f1") or ""
+        say(f"  {host.name} failed units: {', '.join(failed.split()) or 'none any more'}")
+
+
+def _kernel_spoke(log: Path) -> bool:
+    return log.exists() and "Linux version" in log.read_text(errors="replace")
 
 
 def console(lab: Lab, host: Host) -> Path:
@@ -208,7 +233,7 @@ def _take_down(lab: Lab) -> None:
 
 def _clear(folder: Path) -> None:
     if container.mounts_below(folder, cgroups.MOUNTS.read_text()):
-        raise LabError(f"something below {folder} is still mounted: unmount it, then `python -m lab down` again")
+        raise LabError(f"something below {folder} is still mounted: unmount it and try again")
     if folder.exists():
         shutil.rmtree(folder)
 
@@ -263,5 +288,3 @@ def run_inside(name: str, words: list[str]) -> None:
     lab = state.find(name)
     command = [*ssh.command(lab, lab.host(name)), *words]
     os.execvp(command[0], command)  # noqa: S606 - become ssh, without a shell
-
-

@@ -41,7 +41,7 @@ def free_slot() -> int:
         clash = any(subnet(slot).overlaps(network) for network in routed)
         if slot not in taken and bridge(slot) not in links and tap(slot, 0) not in links and not clash:
             return slot
-    raise LabError("no free 10.213.N.0/24 network is left: remove labs with `python -m lab down --prefix NAME`")
+    raise LabError("no free 10.213.N.0/24 network is left: remove labs (`python -m lab status` lists them)")
 
 
 def _routed_networks() -> list[ipaddress.IPv4Network]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -10,6 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lab.errors import LabError
+
+# What terminals act on and readers stumble over: colours, cursor movement, carriage returns.
+ESCAPES = re.compile(r"\x1b\[[0-9;?=]*[A-Za-z]|\x1b[A-Z=>]|\r|[\x00-\x08]")
 
 
 def say(message: str) -> None:
@@ -53,7 +57,7 @@ def run_contained(command: Sequence[str | Path], log: Path, timeout: float | Non
 def tail(log: Path, lines: int = 6) -> str:
     if not log.exists():
         return "no output"
-    text = log.read_text(errors="replace").replace("\r", "")
+    text = ESCAPES.sub("", log.read_text(errors="replace"))
     return " | ".join([line.strip() for line in text.splitlines() if line.strip()][-lines:])
 
 

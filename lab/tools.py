@@ -39,7 +39,9 @@ PROBE = {"qemu-system-x86_64": "qemu-system-x86"}
 def require_architecture() -> None:
     machine = platform.machine()
     if machine != "x86_64":
-        raise LabError(f"the lab's images are for x86_64 and this machine is {machine}: use an inventory of real hosts")
+        raise LabError(
+            f"the lab's images are for x86_64 and this machine is {machine}: use real hosts instead"
+        )
 
 
 def require_space(folder: Path, gibibytes: float) -> None:
@@ -58,7 +60,8 @@ def become_root(arguments: Sequence[str]) -> None:
         return
     if not shutil.which("sudo"):
         raise LabError("the lab needs root for mounts and namespaces, and there is no sudo: run it as root")
-    _exec("sudo", "env", f"HOSTTUNE_LAB_DIR={lab_dir()}", sys.executable, "-m", "lab", *arguments)
+    kept = [f"HOSTTUNE_LAB_DIR={lab_dir()}", f"LAB={os.environ.get('LAB', '')}"]  # sudo drops the environment
+    _exec("sudo", "env", *kept, sys.executable, "-m", "lab", *arguments)
 
 
 def _exec(*words: str) -> NoReturn:
@@ -93,4 +96,4 @@ def ensure(tools: dict[str, str]) -> None:
     still = missing(tools)
     if still:
         last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise LabError(f"`apt-get install {' '.join(still)}` failed ({last}): install them by hand and try again")
+        raise LabError(f"`apt-get install {' '.join(still)}` failed ({last}): install them by hand")

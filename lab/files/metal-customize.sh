@@ -33,6 +33,9 @@ END
 install -d "$root/usr/lib/systemd/system/sysinit.target.wants"
 ln -s ../lab-identity.service "$root/usr/lib/systemd/system/sysinit.target.wants/"
 
+# The chipset's own watchdog would race the i6300esb for /dev/watchdog; nobody looks at the screen.
+printf 'blacklist %s\n' iTCO_wdt bochs psmouse pcspkr kvm ccp >"$root/usr/lib/modprobe.d/lab.conf"
+
 # Runs once instead of init, on the finished disk: only there can the boot loader be installed. It goes on
 # from a copy in /run, because a root file system whose running script was removed cannot be made read-only.
 cat >"$root/install-boot-loader" <<'END'

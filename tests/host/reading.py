@@ -47,7 +47,7 @@ class Reader:
 
     def run(self, script: str, *, fails: bool = False) -> str:
         """What a shell script says as root; its failure fails the test unless it may."""
-        shell = f"LC_ALL=C PATH=/usr/sbin:/sbin:/usr/local/bin:$PATH; export LC_ALL PATH; {script}"
+        shell = f"LC_ALL=C PATH=$PATH:/usr/local/bin:/usr/sbin:/sbin; export LC_ALL PATH; {script}"
         ended = self.host.run(f"{'' if self._root else 'sudo -n '}sh -c {shlex.quote(shell)}")
         if ended.rc != 0 and not fails:
             pytest.fail(
@@ -396,8 +396,8 @@ def postgres_value(text: str, unit: str, bare: bool = False) -> object:
         factor = float(own[1] or 1) * {**sizes, **times}[own[2]]
     parts = re.fullmatch(r"(-?[\d.]+)\s*([A-Za-z]*)", text)
     if not parts:
-        words = {"true": "on", "yes": "on", "false": "off", "no": "off"}
-        return words.get(text.lower(), [one.strip(" \"'") for one in text.split(",")])
+        words = {"true": "on", "yes": "on", "on": "on", "false": "off", "no": "off", "off": "off"}
+        return words.get(text.lower()) or [one.strip(" \"'") for one in text.split(",")]
     number = float(parts[1])
     if bare or not parts[2]:
         # -1 and 0 switch off, whatever the unit.
