@@ -93,14 +93,15 @@ def test_the_supervisor_starts_again_after_a_reboot_and_only_then(tmp_path):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")
 def test_a_build_dies_with_the_run_that_started_it(tmp_path):
-    pid_file = tmp_path / "pid"
+    started = tmp_path / "started"
     code = (
-        "from pathlib import Path; from lab.processes import run_contained; import sys;"
-        "run_contained(['sh', '-c', 'sleep 77 & readlink /proc/self >$0; sleep 77', sys.argv[1]], Path(sys.argv[2]))"
+        "import sys; from pathlib import Path; from lab.processes import run_contained;"
+        "script = 'sleep 77 & touch $0; sleep 77';"
+        "run_contained(['sh', '-c', script, sys.argv[1]], Path(sys.argv[2]))"
     )
-    builder = subprocess.Popen([sys.executable, "-c", code, pid_file, tmp_path / "log"], cwd=state.REPOSITORY)
+    builder = subprocess.Popen([sys.executable, "-c", code, started, tmp_path / "log"], cwd=state.REPOSITORY)
     deadline = time.monotonic() + 10
-    while not pid_file.exists():
+    while not started.exists():
         assert time.monotonic() < deadline
         time.sleep(0.02)
     children = _descendants(builder.pid)
