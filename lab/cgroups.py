@@ -11,7 +11,10 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
+
+from lab.processes import run
 
 MOUNTS = Path("/proc/self/mountinfo")
 
@@ -70,20 +73,44 @@ def _share_controllers(root: Path) -> None:
             (root / "cgroup.subtree_control").write_text(f"+{controller}")
 
 
+def show_limit(nspawn: int, memory: int) -> None:
+    """Set the limit once more on the group the container takes for its root: in a v2 hierarchy nspawn puts
+    the container one level below the group that is limited, where it reads `max`."""
+    own = Path(f"/proc/{nspawn}/cgroup").read_text().splitlines()
+    path = next((line[3:] for line in own if line.startswith("0::")), "")
+    for root, kind in hierarchies(MOUNTS.read_text()):
+        limit = root / Path(path).parent.relative_to("/") / "payload" / "memory.max"
+        if kind == "cgroup2" and path.endswith("/supervisor") and limit.exists():
+            limit.write_text(str(memory))
+
+
 def remove(group: str) -> None:
     """Remove the group everywhere, killing what is left inside: whatever lives there is the host's."""
+    if systemd_runs():
+        run("systemctl", "kill", "--signal=KILL", f"{group}.scope", check=False)
+        _until(lambda: not scope_loaded(group), 30)
     for root, _ in hierarchies(MOUNTS.read_text()):
         folder = root / group
-        deadline = time.monotonic() + 5
-        while folder.is_dir():
-            for path, _, _ in os.walk(folder, topdown=False):
-                _kill_members(Path(path))
-                with contextlib.suppress(OSError):  # still busy: the dead take a moment to leave
-                    Path(path).rmdir()
-            if time.monotonic() > deadline:
-                break
-            if folder.is_dir():
-                time.sleep(0.05)
+        _until(lambda folder=folder: not folder.is_dir() or _remove_tree(folder), 5)
+
+
+def scope_loaded(group: str) -> bool:
+    """Whether systemd still knows the scope: it lets go of one a moment after its last process."""
+    return run("systemctl", "show", "--property=LoadState", "--value", f"{group}.scope").strip() == "loaded"
+
+
+def _until(done: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not done() and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def _remove_tree(folder: Path) -> bool:
+    for path, _, _ in os.walk(folder, topdown=False):
+        _kill_members(Path(path))
+        with contextlib.suppress(OSError):  # still busy: the dead take a moment to leave
+            Path(path).rmdir()
+    return not folder.exists()
 
 
 def _kill_members(folder: Path) -> None:
@@ -93,5 +120,6 @@ def _kill_members(folder: Path) -> None:
                 os.kill(int(pid), signal.SIGKILL)
 
 
-def remains(group: str) -> list[Path]:
-    return [root / group for root, _ in hierarchies(MOUNTS.read_text()) if (root / group).is_dir()]
+def remains(group: str) -> list[str]:
+    left = [str(root / group) for root, _ in hierarchies(MOUNTS.read_text()) if (root / group).is_dir()]
+    return left + ([f"{group}.scope"] if systemd_runs() and scope_loaded(group) else [])

@@ -53,7 +53,10 @@ def boot(lab: Lab, host: Host) -> None:
     name = cgroups.name(lab.slot, host.name)
     groups = [] if cgroups.systemd_runs() else cgroups.make(name, MEMORY)
     write_atomically(folder / "cgroups", "".join(f"{group}\n" for group in groups))
-    command: list[str | Path] = [] if groups else [*cgroups.scope(name, MEMORY)]
+    command: list[str | Path] = []
+    if not groups:
+        write_atomically(folder / "scope", f"{name}.scope\n")
+        command += cgroups.scope(name, MEMORY)
     command += [
         *("env", "SYSTEMD_NSPAWN_API_VFS_WRITABLE=network", "SYSTEMD_NSPAWN_LOCK=0"),
         *("systemd-nspawn", "--quiet", "--register=no", "--keep-unit", f"--directory={folder / 'root'}"),
@@ -96,8 +99,19 @@ def hosts_file(lab: Lab, host: Host) -> str:
     return f"127.0.0.1 localhost\n127.0.1.1 {host.name}\n::1 localhost ip6-localhost\n" + "".join(peers)
 
 
+def settled(lab: Lab, host: Host) -> None:
+    """What can only be done once the guest runs."""
+    pid = Recorded(lab.host_folder(host) / "host.pid").pid()
+    if pid is not None:
+        cgroups.show_limit(pid, MEMORY)
+
+
 def alive(lab: Lab, host: Host) -> bool:
     return Recorded(lab.host_folder(host) / "host.pid").alive()
+
+
+def ended(lab: Lab, host: Host) -> bool:
+    return Recorded(lab.host_folder(host) / "supervisor.pid").ended()
 
 
 def stop(lab: Lab, host: Host, *, power_cut: bool = False) -> None:

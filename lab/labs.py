@@ -21,7 +21,9 @@ class Driver(Protocol):
     def prepare(self, lab: Lab) -> None: ...
     def start(self, lab: Lab, host: Host) -> None: ...
     def boot(self, lab: Lab, host: Host) -> None: ...
+    def settled(self, lab: Lab, host: Host) -> None: ...
     def alive(self, lab: Lab, host: Host) -> bool: ...
+    def ended(self, lab: Lab, host: Host) -> bool: ...
     def stop(self, lab: Lab, host: Host, *, power_cut: bool = False) -> None: ...
 
 
@@ -171,8 +173,8 @@ def wait_until_up(lab: Lab, host: Host, before_boot_id: str = "") -> None:
         waited = time.monotonic() - started
         if len(answer) == 2 and answer[0] != before_boot_id and answer[1] in ("running", "degraded"):
             break
-        if not before_boot_id and not DRIVERS[lab.driver].alive(lab, host) and waited > 2:
-            raise LabError(f"{host.name} ended while starting: {tail(console(lab, host))}")
+        if DRIVERS[lab.driver].ended(lab, host):
+            raise LabError(f"{host.name} ended without being told to: {tail(console(lab, host))}")
         if lab.accel == "kvm" and waited > 20 and not _kernel_spoke(console(lab, host)):
             kvm.remember("a guest kernel hung")
             raise GuestHangs(f"{host.name}: its kernel does not come up under KVM")
@@ -185,6 +187,7 @@ def wait_until_up(lab: Lab, host: Host, before_boot_id: str = "") -> None:
             spoken = time.monotonic()
             say(f"  {host.name}: {waited:.0f} s, {tail(console(lab, host), 1)[:90]}")
         time.sleep(0.2)
+    DRIVERS[lab.driver].settled(lab, host)
     say(f"  {host.name} is {answer[1]} after {waited:.1f} s")
     if answer[1] == "degraded":
         failed = ssh.ask(lab, host, "systemctl --failed --plain --no-legend | cut -d' ' -f1") or ""

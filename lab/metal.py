@@ -118,8 +118,16 @@ def _write_identity(lab: Lab, host: Host) -> None:
     (folder / "identity.tar").chmod(0o600)
 
 
+def settled(lab: Lab, host: Host) -> None:
+    """Nothing is left to do from outside."""
+
+
 def alive(lab: Lab, host: Host) -> bool:
     return Recorded(lab.host_folder(host) / "host.pid").alive()
+
+
+def ended(lab: Lab, host: Host) -> bool:
+    return Recorded(lab.host_folder(host) / "host.pid").ended()
 
 
 def stop(lab: Lab, host: Host, *, power_cut: bool = False) -> None:

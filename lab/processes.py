@@ -101,6 +101,10 @@ class Recorded:
     def alive(self) -> bool:
         return self.pid() is not None
 
+    def ended(self) -> bool:
+        """It was there and is gone; one that has not written its record yet did not end."""
+        return self.record.exists() and self.record.read_text().endswith("\n") and not self.alive()
+
     def signal(self, number: signal.Signals) -> None:
         pid = self.pid()
         if pid is None:

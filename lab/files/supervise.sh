@@ -1,6 +1,8 @@
 #!/bin/sh
 # Keeps one container running across its own reboots (systemd-nspawn ends with 133 when the guest asks
-# for one) until the file `stop` appears. Arguments: run folder, then the command.
+# for one) until the file `stop` appears. Arguments: run folder, then the command. The folder's `cgroups`
+# lists the control groups to join; `scope` names the systemd scope the command makes, if it makes one,
+# and that must be gone before it can be made again.
 # Each process writes its PID and start time before it becomes what it is.
 set -u
 run=$1
@@ -15,4 +17,7 @@ while [ ! -e "$run/stop" ]; do
     exec "$@"
   ' sh "$run" "$@"
   [ $? -eq 133 ] || exit 0
+  while [ -e "$run/scope" ] && [ "$(systemctl show --property=LoadState --value "$(cat "$run/scope")")" = loaded ]; do
+    sleep 0.1
+  done
 done

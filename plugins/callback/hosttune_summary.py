@@ -155,7 +155,7 @@ def change_lines(result: Result) -> list[str]:
             found.append(f"{one['owner']}: {one['kind']} {one['name']}: {was_text} -> {one['desired']}{same}")
     for one in result.get("undone") or []:
         given = one.get("live") if one.get("live") is not None else one.get("persisted")
-        shown = "not set" if given is None else given
+        shown = "not set" if given is None else "as it was" if one["kind"] == "file" else given
         found.append(f"{one['owner']}: {one['kind']} {one['name']} given back: {shown}")
     return found
 
@@ -244,9 +244,9 @@ class CallbackModule(CallbackBase):
         moved = [host for host, one in settings.items() if one.get("topology_matches") is False]
         self._list("No longer the machine the values were computed for", moved, error)
         checked = self.results["host_validation"].items()
-        self._list("Validation", [self._validation(host, one) for host, one in checked])
+        self._list("Validation", [self._validation(host, one) for host, one in sorted(checked)])
         released = self.results["orchestrator_release"].items()
-        self._list("Releases", [self._release(host, one) for host, one in released])
+        self._list("Releases", [self._release(host, one) for host, one in sorted(released)])
         self._list("Unreachable", sorted(stats.dark), C.COLOR_UNREACHABLE)
         self._list("Report", [self._write(sorted(stats.dark), sorted(stats.failures))])
 
