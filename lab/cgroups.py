@@ -12,6 +12,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from lab.processes import run
@@ -68,9 +69,13 @@ def make(group: str, memory: int) -> list[Path]:
 
 
 def _share_controllers(root: Path) -> None:
-    for controller in (root / "cgroup.controllers").read_text().split():
-        with contextlib.suppress(OSError):  # in use by a v1 hierarchy, or processes live in the root itself
-            (root / "cgroup.subtree_control").write_text(f"+{controller}")
+    """Let groups below a v2 root have limits; where v1 hierarchies hold these controllers, there is nothing
+    to share."""
+    available = (root / "cgroup.controllers").read_text().split()
+    for controller in ("cpu", "memory", "pids"):
+        if controller in available:
+            with contextlib.suppress(OSError):  # processes live in the root itself: then there is no limit
+                (root / "cgroup.subtree_control").write_text(f"+{controller}")
 
 
 def show_limit(nspawn: int, memory: int) -> None:
@@ -90,8 +95,7 @@ def remove(group: str) -> None:
         run("systemctl", "kill", "--signal=KILL", f"{group}.scope", check=False)
         _until(lambda: not scope_loaded(group), 30)
     for root, _ in hierarchies(MOUNTS.read_text()):
-        folder = root / group
-        _until(lambda folder=folder: not folder.is_dir() or _remove_tree(folder), 5)
+        _until(partial(_remove_tree, root / group), 5)
 
 
 def scope_loaded(group: str) -> bool:

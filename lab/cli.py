@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lab import inventory, labs, machine, tools
+from lab import inventory, labs, machine, state, tools
 from lab.errors import LabError
 from lab.processes import say
 
@@ -29,6 +29,7 @@ def parser() -> argparse.ArgumentParser:
     _inventory(up)
 
     down = commands.add_parser("down", help="remove hosts and everything they used")
+    down.add_argument("--all", action="store_true", help="every lab, whatever its prefix")
     _prefix(down)
     _inventory(down)
 
@@ -91,12 +92,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def act(asked: argparse.Namespace, words: list[str]) -> int:
     if asked.command in NEEDS_ROOT:
         tools.become_root(words)
+        state.make_lab_dir()
     if asked.command in ("up", "down"):
         path = (asked.inventory or inventory.default_path(asked.prefix)).absolute()
     if asked.command == "up":
         if asked.count < 1:
             raise LabError("--count must be at least 1")
         labs.up(labs.Wish(asked.prefix, asked.driver, asked.count, asked.baked, path, asked.group))
+    elif asked.command == "down" and asked.all:
+        labs.down_all()
     elif asked.command == "down":
         labs.down(asked.prefix, path)
     elif asked.command == "status":

@@ -124,16 +124,13 @@ def stop(lab: Lab, host: Host, *, power_cut: bool = False) -> None:
     if not power_cut:
         machine.signal(signal.SIGTERM)  # nspawn passes it on as "halt"
         machine.wait(10)
-    machine.signal(signal.SIGKILL)  # the kernel kills what runs in the guest's PID namespace with it
+    machine.signal(signal.SIGKILL)
     if not machine.wait(5):
         raise LabError(f"{host.name}: process {machine.pid()} cannot be killed")
     if not supervisor.wait(2):
         supervisor.signal(signal.SIGKILL)
+    # A killed nspawn leaves its guest running; that dies with its control groups.
     cgroups.remove(cgroups.name(lab.slot, host.name))
-
-
-def remove(lab: Lab, host: Host) -> None:
-    stop(lab, host)
 
 
 def unmount_below(folder: Path) -> None:

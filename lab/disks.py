@@ -23,8 +23,10 @@ ROOT_OFFSET = 2 * 2**20
 
 
 def metal_key(baked: bool) -> str:
-    ingredients = read_files("customize.sh", "metal-setup.sh", "metal-customize.sh", "bake.sh")
-    return key("metal-baked" if baked else "metal", *BASE, *MACHINE, *BAKED, str(SIZE), *ingredients)
+    ingredients = [*MACHINE, str(SIZE), *read_files("customize.sh", "metal-setup.sh", "metal-customize.sh")]
+    if baked:
+        ingredients += [*BAKED, *read_files("bake.sh", "bake-chroot.sh")]
+    return key("metal-baked" if baked else "metal", *BASE, *ingredients)
 
 
 def metal_image(baked: bool) -> Path:

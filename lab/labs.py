@@ -55,7 +55,7 @@ def up(wish: Wish) -> None:
             reason = _why_not_kept(lab, wish)
             if reason is None:
                 say(f"lab {wish.prefix} is already up: {_names(lab)} ({lab.driver}); nothing to do")
-                inventory.write(lab, wish.inventory, wish.group)
+                _write_inventory(lab, wish)
                 return
             say(f"lab {wish.prefix}: {reason}; removing it first")
             _take_down(lab)
@@ -65,7 +65,7 @@ def up(wish: Wish) -> None:
         except GuestHangs as problem:
             say(f"{problem}: starting again without KVM")
             lab = _plan_and_make(wish)
-        inventory.write(lab, wish.inventory, wish.group)
+        _write_inventory(lab, wish)
         say(f"lab {wish.prefix} is up: {_names(lab)}; inventory: {wish.inventory}")
 
 
@@ -81,6 +81,13 @@ def _plan_and_make(wish: Wish) -> Lab:
         _take_down(lab)
         raise
     return lab
+
+
+def _write_inventory(lab: Lab, wish: Wish) -> None:
+    if lab.inventory != str(wish.inventory):
+        lab.inventory = str(wish.inventory)
+        lab.save()
+    inventory.write(lab, wish.inventory, wish.group)
 
 
 def _why_not_kept(lab: Lab, wish: Wish) -> str | None:
@@ -212,8 +219,17 @@ def down(prefix: str, inventory_path: Path) -> None:
             _take_down(lab)
         else:
             _clear(state.folder(prefix))
-        inventory.remove(inventory_path, prefix)
+        for path in {inventory_path, Path(lab.inventory) if lab and lab.inventory else inventory_path}:
+            inventory.remove(path, prefix)
         say(f"lab {prefix} is down")
+
+
+def down_all() -> None:
+    prefixes = state.prefixes()
+    if not prefixes:
+        say("no lab is up; nothing to do")
+    for prefix in prefixes:
+        down(prefix, inventory.default_path(prefix))
 
 
 def _take_down(lab: Lab) -> None:
@@ -272,7 +288,8 @@ def status() -> int:
             bad += answer is None
             words = answer or "does not answer"
             kind = f"{lab.driver}{' ' + lab.accel if lab.accel else ''}{' baked' if lab.baked else ''}"
-            half = "" if lab.complete else " (an interrupted up)"
+            busy = state.held(state.prefix_lock(lab.prefix))
+            half = "" if lab.complete else " (coming up)" if busy else " (an interrupted up)"
             say(f"{host.name:16} {kind:18} {host.address}:{host.port:<6} {words}{half}")
     return 1 if bad else 0
 

@@ -38,6 +38,14 @@ def give_to_user(path: Path) -> None:
         os.chown(path, int(os.environ["SUDO_UID"]), int(os.environ["SUDO_GID"]))
 
 
+def make_lab_dir() -> None:
+    """Make the cache as who called, not as root: the suite keeps more there than the lab's own things."""
+    missing = [path for path in (lab_dir(), *lab_dir().parents) if not path.exists()]
+    for path in reversed(missing):
+        path.mkdir()
+        give_to_user(path)
+
+
 def write_atomically(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
@@ -56,6 +64,18 @@ def locked(path: Path, waiting_for: str) -> Iterator[None]:
             say(f"waiting for {waiting_for}")
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
+
+
+def held(path: Path) -> bool:
+    """Whether somebody holds that lock now."""
+    try:
+        with path.open() as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        pass
+    return False
 
 
 @dataclass
@@ -77,6 +97,7 @@ class Lab:
     complete: bool = False  # every host was seen healthy once
     boot: str = ""  # the machine's boot: after another one nothing of this is left but files
     accel: str = ""  # metal: kvm or tcg
+    inventory: str = ""  # where the inventory was written
     hosts: list[Host] = field(default_factory=list)
 
     @property
@@ -116,6 +137,11 @@ def load(prefix: str) -> Lab | None:
 def load_all() -> list[Lab]:
     found = (load(path.parent.name) for path in sorted((lab_dir() / "run").glob("*/lab.json")))
     return [lab for lab in found if lab]
+
+
+def prefixes() -> list[str]:
+    """Every lab there is anything of, whole or not."""
+    return sorted(path.name for path in (lab_dir() / "run").glob("*/"))
 
 
 def find(host: str) -> Lab:

@@ -46,6 +46,23 @@ def test_the_cache_follows_the_environment(monkeypatch, tmp_path):
     assert state.lab_dir() == tmp_path / "hosttune"
 
 
+def test_a_lock_is_seen_while_it_is_held(lab_dir):
+    path = lab_dir / "run" / "x.lock"
+    assert not state.held(path)
+    with state.locked(path, "nobody"):
+        assert state.held(path)
+    assert not state.held(path)
+
+
+def test_under_sudo_the_cache_belongs_to_who_called(lab_dir, monkeypatch):
+    given = []
+    monkeypatch.setattr(state, "give_to_user", given.append)
+    monkeypatch.setenv("HOSTTUNE_LAB_DIR", str(lab_dir / "a" / "b"))
+    state.make_lab_dir()
+    state.make_lab_dir()
+    assert given == [lab_dir, lab_dir / "a", lab_dir / "a" / "b"]
+
+
 def test_a_process_is_known_by_pid_and_start_time(tmp_path):
     record = tmp_path / "host.pid"
     process = subprocess.Popen([FILES / "record.sh", record, "sleep", "60"])
