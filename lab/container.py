@@ -49,7 +49,8 @@ def start(lab: Lab, host: Host) -> None:
 def boot(lab: Lab, host: Host) -> None:
     """Start the supervisor on what `start` made; also after a power cut."""
     folder = lab.host_folder(host)
-    (folder / "stop").unlink(missing_ok=True)
+    for old in ("stop", "supervisor.pid", "host.pid"):
+        (folder / old).unlink(missing_ok=True)
     name = cgroups.name(lab.slot, host.name)
     groups = [] if cgroups.systemd_runs() else cgroups.make(name, MEMORY)
     write_atomically(folder / "cgroups", "".join(f"{group}\n" for group in groups))

@@ -8,7 +8,7 @@ from pathlib import Path
 # Counters and sizes the kernel moves by itself: they differ between two looks at an idle machine.
 MOVING = re.compile(
     r"fs/(dentry-state|file-nr|inode-nr|inode-state|aio-nr|quota/|mqueue/)"
-    r"|kernel/(random/|ns_last_pid$|pty/nr$|perf_event_max_sample_rate$|tainted$|sched_domain/|keys/)"
+    r"|kernel/(random/|ns_last_pid$|pty/nr$|perf_event_max_sample_rate$|hung_task_detect_count$|tainted$|sched_domain/|keys/)"
     r"|vm/(stat_refresh|compact_memory|drop_caches)"
 )
 

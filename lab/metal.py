@@ -48,6 +48,7 @@ def start(lab: Lab, host: Host) -> None:
 def boot(lab: Lab, host: Host) -> None:
     """Switch the machine on."""
     folder = lab.host_folder(host)
+    (folder / "host.pid").unlink(missing_ok=True)  # of a boot that ended
     tap = network.tap(lab.slot, lab.hosts.index(host))
     words = machine(host, lab.accel, tap if Path("/sys/class/net", tap).exists() else "")
     # In its own folder, so that every path is short: a UNIX socket's name may have 107 characters.
