@@ -51,7 +51,9 @@ def options(lab: Lab) -> list[str]:
 def command(lab: Lab, host: Host) -> list[str]:
     """The words before the remote command. -F none: the user's own ssh configuration has no say here."""
     target = ["-i", str(client_key()), "-p", str(host.port), f"root@{host.address}"]
-    timing = ["-o", "ConnectTimeout=5", "-o", "BatchMode=yes", "-o", "LogLevel=ERROR"]
+    # An emulated machine needs seconds to say its first word; giving up on it early only costs it more.
+    patience = 15 if lab.driver == "metal" else 5
+    timing = ["-o", f"ConnectTimeout={patience}", "-o", "BatchMode=yes", "-o", "LogLevel=ERROR"]
     return ["ssh", "-F", "none", *options(lab), *timing, *target]
 
 

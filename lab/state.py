@@ -129,7 +129,7 @@ def prefix_lock(prefix: str) -> Path:
 def load(prefix: str) -> Lab | None:
     try:
         data = json.loads((folder(prefix) / "lab.json").read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # never made, or the machine crashed over it
         return None
     return Lab(**{**data, "hosts": [Host(**host) for host in data["hosts"]]})
 

@@ -31,8 +31,11 @@ def lab(lab_dir):
 
 def test_a_lab_is_read_back_as_it_was_written(lab):
     assert state.load("x") == lab
-    assert state.load("y") is None
     assert state.find("x-m1") == lab
+    assert state.load("y") is None
+    (lab.folder / "lab.json").write_text("")
+    assert state.load("x") is None
+    assert state.prefixes() == ["x"]
 
 
 def test_an_unknown_host_is_refused_with_the_known_ones(lab):
