@@ -9,7 +9,7 @@ import pytest
 from hosttune.kinds.sysfs import SysfsKind, Tmpfiles, braces, choices, chosen
 from hosttune.model import Change, Refusal, Setting
 from hosttune.system import System
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 THP = "kernel/mm/transparent_hugepage/enabled"
@@ -206,6 +206,12 @@ names = st.sampled_from(
 @pytest.mark.skipif(not shutil.which("systemd-tmpfiles"), reason="needs systemd-tmpfiles as oracle")
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(names, st.lists(lines, min_size=1, max_size=4), min_size=1, max_size=4))
+@example(
+    {
+        "etc/tmpfiles.d/60-hosttune-a.conf": ["w /sys/a/x - - - - %%;"],
+        "run/tmpfiles.d/10-b.conf": ["x /sys/a/x - - - - %%;"],
+    }
+)
 def test_persisted_truth_is_what_systemd_tmpfiles_writes(files):
     # A FIFO in the attribute's place keeps every write in its order, as a regular file would not.
     with tempfile.TemporaryDirectory() as folder:
