@@ -338,11 +338,9 @@ def parse(text: str, file: str, number: int) -> Line | None:
     writes = kind[0] in _WRITING
     if writes and rest in ("", "-"):
         return None
-    if set("~^") & set(modifiers):
-        value = None
-    else:
-        # Only lines that write resolve escapes and specifiers; others are compared as they stand.
-        value = _expand(_unescape(rest)) if writes else rest
+    # Only lines that write resolve escapes and specifiers; others are compared as they stand.
+    resolved = _expand(_unescape(rest)) if writes else rest
+    value = None if set("~^") & set(modifiers) else resolved
     expanded = _expand(path)
     if expanded is None or not expanded.startswith("/"):
         return None
