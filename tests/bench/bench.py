@@ -57,7 +57,8 @@ def main() -> None:
     os.chdir(ROOT)
     lab = [sys.executable, "-m", "lab"]
     where = ["--prefix", "bench", "--inventory", str(INVENTORY)]
-    subprocess.run([*lab, "up", "--driver", "container", "--count", str(HOSTS), *where], check=True)
+    up = [*lab, "up", "--driver", "container", "--baked", "--count", str(HOSTS), *where]
+    subprocess.run(up, check=True)
     link = INVENTORY.parent / "group_vars"
     if not link.is_symlink():
         link.symlink_to(ROOT / "inventories/lab/group_vars")
