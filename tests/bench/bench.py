@@ -26,11 +26,14 @@ PING = [".venv/bin/ansible", "-i", str(INVENTORY), "--forks", str(HOSTS), "tradi
 ONE_CALL = [*PLAYBOOK, str(BENCH / "one_call.yml")]
 LOOP = [*PLAYBOOK, str(BENCH / "loop.yml")]
 
+ONE_WAVE = '{"rollout_waves": ["100%"]}'
+
 #: Name -> command, on hosts that are converged, where nothing is left to do.
 CONVERGED = {
     "ping": PING,
     "drift.yml (goal: at most 1.5)": [*PLAYBOOK, "playbooks/drift.yml"],
     "tune.yml, nothing to do (goal: at most 4)": [*PLAYBOOK, "playbooks/tune.yml"],
+    "tune.yml, all hosts in one wave": [*PLAYBOOK, "playbooks/tune.yml", "-e", ONE_WAVE],
 }
 #: The same 29 sysctls, on hosts where they stand already.
 SYSCTLS = {
@@ -64,7 +67,7 @@ def main() -> None:
         link.symlink_to(ROOT / "inventories/lab/group_vars")
     try:
         print(f"converging {HOSTS} hosts once", flush=True)
-        timed([*PLAYBOOK, "playbooks/site.yml", "-e", '{"rollout_waves": ["100%"]}'])
+        timed([*PLAYBOOK, "playbooks/site.yml", "-e", ONE_WAVE])
         report(rounds(CONVERGED, asked.rounds))
         timed([*PLAYBOOK, "playbooks/undo.yml"])
         timed(ONE_CALL)
