@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from .kinds.sysctl import ZEROING_PAIRS
 from .model import Refusal, Setting
 from .system import System
-
-#: Writing one of a pair sets the other to zero (Documentation/admin-guide/sysctl/vm.rst).
-ZEROING_PAIRS = (
-    ("vm.dirty_ratio", "vm.dirty_bytes"),
-    ("vm.dirty_background_ratio", "vm.dirty_background_bytes"),
-)
 
 
 def check(settings: Sequence[Setting], system: System) -> None:

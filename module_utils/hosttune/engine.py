@@ -419,6 +419,9 @@ class _Run:
                 }
                 if one.setting.asked and one.setting.asked.get("secret"):
                     entry["secret"] = True
+                coupled = self.observer.kind(one.setting.kind).coupled(one.setting.name)
+                if coupled:
+                    entry["coupled"] = coupled
                 self.ledger.note_setting(*one.setting.key, entry)
             entry["owner"] = one.setting.owner
         for path, (kind_name, owner, image) in files.items():

@@ -286,3 +286,20 @@ def test_persisted_truth_is_what_systemd_sysctl_writes(jail, files):
     assert {key: " ".join((jail / "proc/sys" / key).read_text().split()) for key in KEYS} == {
         key: found[to_name(key)].winner.value if found[to_name(key)].winner else "" for key in KEYS
     }
+
+
+def test_undo_of_a_zero_gives_the_twin_back(tmp_path):
+    """The kernel refuses 0 for vm.dirty_bytes: what brings it is the ratio that was in force."""
+    folder = tmp_path / "proc/sys/vm"
+    folder.mkdir(parents=True)
+    (folder / "dirty_bytes").write_text("0\n")
+    (folder / "dirty_ratio").write_text("20\n")
+    kind = SysctlKind(System(str(tmp_path)))
+    before = {"live": "0", "coupled": kind.coupled("vm.dirty_bytes")}
+    assert before["coupled"] == {"vm.dirty_ratio": "20"}
+    (folder / "dirty_bytes").write_text("4096\n")
+    (folder / "dirty_ratio").write_text("0\n")
+    assert kind.activate([Change("vm.dirty_bytes", "0", before, undo=True)], []) == {}
+    assert (folder / "dirty_ratio").read_text() == "20\n"
+    assert (folder / "dirty_bytes").read_text() == "4096\n"  # a real kernel zeroes it by itself
+    assert kind.coupled("vm.swappiness") == {}

@@ -105,6 +105,10 @@ class Kind:
 
     # the live plane
 
+    def coupled(self, name: str) -> dict[str, str]:
+        """Live values of other names that writing this one changes: undo has to give those back instead."""
+        return {}
+
     def activate(self, changes: Sequence[Change], files: Iterable[str]) -> dict[str, str]:
         """Makes values live. `files` are the managed files of this kind just written or removed.
 

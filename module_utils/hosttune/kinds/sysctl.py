@@ -35,6 +35,12 @@ RAISE_ONLY = {
     "vm.max_map_count": (0,),
 }
 
+#: Writing one of a pair sets the other to zero (Documentation/admin-guide/sysctl/vm.rst).
+ZEROING_PAIRS = (
+    ("vm.dirty_ratio", "vm.dirty_bytes"),
+    ("vm.dirty_background_ratio", "vm.dirty_background_bytes"),
+)
+
 #: Real keys that not every kernel has: absent ones are `unsupported`, not a mistake in the name.
 CONDITIONAL = {
     "kernel.nmi_watchdog": "the kernel was built without the hard-lockup detector",
@@ -262,11 +268,22 @@ class SysctlKind(Kind):
 
     # the live plane
 
+    def coupled(self, name: str) -> dict[str, str]:
+        """Of vm.dirty_bytes and its kin the twin: the kernel refuses their 0, only the twin brings it."""
+        twins = {**dict(ZEROING_PAIRS), **{second: first for first, second in ZEROING_PAIRS}}
+        if name not in twins:
+            return {}
+        return {twins[name]: self.system.read_value(f"/proc/sys/{to_path(twins[name])}")}
+
     def activate(self, changes: Sequence[Change], files: Iterable[str]) -> dict[str, str]:
         failed = {}
         for change in _in_order(changes):
+            name, value = change.name, change.value
+            coupled = change.asked.get("coupled") if change.undo and value == "0" else None
+            if coupled:
+                ((name, value),) = coupled.items()
             try:
-                self.system.write_value(f"/proc/sys/{to_path(change.name)}", change.value)
+                self.system.write_value(f"/proc/sys/{to_path(name)}", value)
             except OSError as error:
                 failed[change.name] = f"the kernel refused '{change.value}': {error.strerror}"
         return failed
