@@ -23,7 +23,7 @@ options:
   owners:
     description:
       - "All settings of the host: owner, kind, name, value."
-      - With O(state=absent) only the owners' names count; without any, everything is undone.
+      - With O(state=absent) only the owners' names count (see also O(kinds)); without any, everything is undone.
     type: dict
   partial:
     description:
@@ -71,6 +71,21 @@ options:
   service:
     description: "States of units as words: enabled, disabled, masked, active, inactive."
     type: dict
+  kinds:
+    description: Of O(state=absent), these kinds only; empty means all.
+    type: list
+    elements: str
+    default: []
+  disruption_allowed:
+    description:
+      - The greatest disruption that may be caused now by making values live. What would cause a greater
+        one is persisted, is left as it runs, and its verdict is C(pending_window).
+      - V(silent) disturbs nothing, V(moves) moves threads or interrupts, V(resets) resets a NIC, V(restarts)
+        stops or restarts a service, V(reboots) reboots. Restarts of servers and reboots are tasks of the
+        roles.
+    type: str
+    choices: [silent, moves, resets, restarts, reboots]
+    default: silent
   notes:
     description: "Why, risk and source of settings: kind, name, then a dict of text. Kept in the manifest."
     type: dict
@@ -146,6 +161,7 @@ settings:
       verdict: in_sync
       changed: true
       needs: none
+      disruption: silent
       reason: ""
 counts:
   description: Number of settings by verdict.
@@ -172,6 +188,11 @@ aside:
   returned: always
   type: list
   elements: str
+warnings:
+  description: What the operator should know though nothing failed, such as a damaged ledger.
+  returned: when there is something
+  type: list
+  elements: str
 manifest_digest:
   description: sha256 over the desired settings.
   returned: always
@@ -187,7 +208,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.hosttune import engine, kinds
-from ansible.module_utils.hosttune.model import Refusal
+from ansible.module_utils.hosttune.model import DISRUPTIONS, Refusal
 from ansible.module_utils.hosttune.system import System
 
 
@@ -212,6 +233,8 @@ def main() -> None:
             "owners": {"type": "dict"},
             "partial": {"type": "bool", "default": False},
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+            "kinds": {"type": "list", "elements": "str", "default": []},
+            "disruption_allowed": {"type": "str", "choices": list(DISRUPTIONS), "default": "silent"},
             "notes": {"type": "dict", "default": {}},
             "packages": {"type": "dict", "default": {}},
             "run": {"type": "dict", "default": {}},
@@ -244,6 +267,8 @@ def main() -> None:
                 owners=owners,
                 present=present,
                 partial=options["partial"] or bool(options["owner"]),
+                kinds=options["kinds"],
+                disruption_allowed=options["disruption_allowed"],
                 check=module.check_mode,
                 notes=options["notes"],
                 packages=options["packages"],
@@ -259,6 +284,8 @@ def main() -> None:
             msg=f"{host}: {error.filename or 'the host'}: {error.strerror}. "
             "What was changed so far is in the ledger; mend the cause and run again, or undo"
         )
+    for warning in report.warnings:
+        module.warn(f"{host}: {warning}")
     result = {
         "changed": report.changed,
         "settings": [judged.as_dict() for judged in report.settings],

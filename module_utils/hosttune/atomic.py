@@ -47,10 +47,15 @@ def make_folders(path: str, mode: int = 0o755) -> list[str]:
     return missing[::-1]
 
 
+def _beside(path: str) -> str:
+    """Where a new version of `path` is written; no program reads a name like it as configuration."""
+    folder, name = os.path.split(path)
+    return os.path.join(folder, f".{name}.hosttune-new")
+
+
 def write(path: str, image: FileImage) -> None:
     """Replaces `path` by `image`: written beside it, synced, renamed over it, the folder synced."""
-    folder, name = os.path.split(path)
-    temporary = os.path.join(folder, f".{name}.hosttune-new")
+    temporary = _beside(path)
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
     try:
         with os.fdopen(handle, "wb") as stream:
@@ -65,11 +70,13 @@ def write(path: str, image: FileImage) -> None:
         if os.path.lexists(temporary):
             os.unlink(temporary)
         raise
-    sync_folder(folder)
+    sync_folder(os.path.dirname(path))
 
 
 def remove(path: str) -> None:
-    """Unlinks `path`, durably; nothing there is fine."""
-    if os.path.lexists(path):
-        os.unlink(path)
+    """Unlinks `path`, durably; nothing there is fine. So goes what a run that was killed left beside it."""
+    found = [one for one in (path, _beside(path)) if os.path.lexists(one)]
+    for one in found:
+        os.unlink(one)
+    if found:
         sync_folder(os.path.dirname(path))

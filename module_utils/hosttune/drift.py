@@ -97,6 +97,10 @@ def check(
     if only is not None:
         settings = [setting for setting in settings if setting.key in only]
     planes = observer.read([setting.key for setting in settings])
+    for setting in settings:
+        planes[setting.key].waits = manifest.owners[setting.owner][setting.kind][setting.name].get(
+            "waits", ""
+        )
     judged = [
         observer.judge(
             setting, planes[setting.key], (ledger.entry(*setting.key) or {}).get("clamped_to")

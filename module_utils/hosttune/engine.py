@@ -13,9 +13,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from . import atomic, conflicts, keys, kinds, lock, store, topology
-from .model import Change, FileImage, Planes, Refusal, Setting
+from .model import DISRUPTIONS, Change, FileImage, Planes, Refusal, Setting
 from .observe import Judged, Observer, recall, retarget
 from .system import System
+from .verdicts import GOOD
 
 #: what is asked of the host: owner -> kind -> name -> value
 Owners = Mapping[str, Mapping[str, Mapping[str, Any]]]
@@ -28,12 +29,18 @@ class Request:
     owners: Owners
     present: bool = True
     partial: bool = False
+    #: of `present: False`: these kinds only; empty: all
+    kinds: Sequence[str] = ()
+    #: disruptions up to this one (model.DISRUPTIONS) are allowed now
+    disruption_allowed: str = "silent"
     check: bool = False
     notes: Mapping[str, Mapping[str, Mapping[str, str]]] = field(default_factory=dict)
     packages: Mapping[str, Sequence[str]] = field(default_factory=dict)
     run: Mapping[str, Any] = field(default_factory=dict)
     topology_fingerprint: str = ""
     lock_wait_seconds: float = 60.0
+    #: how long after a change it is read once more: what another program sets back shows by then
+    settle_seconds: float = 1.5
 
 
 @dataclass
@@ -46,6 +53,8 @@ class Report:
     failures: list[str] = field(default_factory=list)
     diff: list[dict[str, str]] = field(default_factory=list)
     aside: list[str] = field(default_factory=list)
+    #: what the operator should know though nothing failed
+    warnings: list[str] = field(default_factory=list)
     manifest_digest: str = ""
     topology_matches: bool = True
 
@@ -62,6 +71,7 @@ class Report:
                 "kind": judged.setting.kind,
                 "name": judged.setting.name,
                 "needs": judged.planes.needs,
+                "disruption": judged.disruption,
                 "reason": judged.reason,
             }
             for judged in self.settings
@@ -74,6 +84,12 @@ def converge(system: System, request: Request) -> Report:
 
     Raises Refusal before anything is touched. What failed while it was done is in `Report.failures`.
     """
+    if request.disruption_allowed not in DISRUPTIONS:
+        raise Refusal(
+            f"'{request.disruption_allowed}' is no class of disruption",
+            thing="disruption_allowed",
+            remedy=f"Classes are {', '.join(DISRUPTIONS)}",
+        )
     if request.check:
         return _Run(system, request).walk()
     if os.geteuid() != 0:
@@ -96,13 +112,22 @@ class _Run:
     def __init__(self, system: System, request: Request) -> None:
         self.system = system
         self.request = request
-        self.observer = Observer(system)
+        self.observer = Observer(system, tolerant=True)
         self.ledger = store.Ledger(system)
-        self.manifest = store.Manifest(system)
+        # A call that speaks for the whole host writes the manifest anew; any other needs what it says.
+        whole = not request.kinds and (not request.partial if request.present else not request.owners)
+        self.manifest = store.Manifest(system, tolerant=whole)
         self.missing = {owner: system.missing_packages(names) for owner, names in request.packages.items()}
         self.report = Report()
+        if self.ledger.damage:
+            self.report.warnings.append(f"{self.ledger.damage}. Its second copy is whole and was used")
+        if self.manifest.damage:
+            self.report.warnings.append(f"{self.manifest.damage}. This run writes it anew")
+        self.report.warnings += self.observer.warnings
         #: why a value other than the one asked for is aimed at
         self.aimed: dict[tuple[str, str], str] = {}
+        #: why what runs is left as it is for now
+        self.waiting: dict[tuple[str, str], str] = {}
 
     def walk(self) -> Report:
         recall(self.observer, self.manifest.owners)  # also of what this call undoes
@@ -114,6 +139,8 @@ class _Run:
         ]
         planes = self.observer.read(keys_read)
         wanted = [self._aim(setting, planes[setting.key]) for setting in wanted]
+        for setting in wanted:
+            self._hold_back(setting, planes[setting.key])
         judged = [self._judge(setting, planes[setting.key]) for setting in wanted]
         self._record_before(judged)
         supported = [one.setting for one in judged if not one.planes.unsupported and not one.planes.unknown]
@@ -123,8 +150,10 @@ class _Run:
         self._mark(judged, changes)
         self._describe(files, removed, changes, undo_changes, judged, undone)
         new_manifest = self._next_manifest(wanted)
-        manifest_differs = new_manifest.digest != self.manifest.digest or self.manifest.exists != bool(
-            new_manifest.owners
+        manifest_differs = (
+            new_manifest.digest != self.manifest.digest
+            or self.manifest.exists != bool(new_manifest.owners)
+            or not self.manifest.intact
         )
         self.report.changed = bool(files or removed or changes or undo_changes or undone or manifest_differs)
         fingerprint = self.request.topology_fingerprint
@@ -140,6 +169,7 @@ class _Run:
             self._write_ledger(judged, files, undone)
             self._apply(files, removed, changes, undo_changes)
             judged = self._read_back(judged, changes, undone)
+            self._look_again(judged, changes)
         elif any(self.ledger.entry(*one.setting.key) is None for one in judged if one.setting in supported):
             self._write_ledger(judged, files, undone)
         for one in judged:
@@ -156,11 +186,20 @@ class _Run:
 
     # what is asked
 
-    def _scope(self, owner: str) -> bool:
-        """Whether this call says all there is to say of an owner."""
+    def _scope(self, owner: str, kind: str) -> bool:
+        """Whether this call says all there is to say of an owner's settings of a kind."""
         if not self.request.present:
-            return not self.request.owners or owner in self.request.owners
+            of_owner = not self.request.owners or owner in self.request.owners
+            return of_owner and (not self.request.kinds or kind in self.request.kinds)
         return not self.request.partial or owner in self.request.owners
+
+    def _outside(self) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
+        """What the manifest holds beyond this call's scope."""
+        found = {
+            owner: {kind: names for kind, names in by_kind.items() if not self._scope(owner, kind)}
+            for owner, by_kind in self.manifest.owners.items()
+        }
+        return {owner: by_kind for owner, by_kind in found.items() if by_kind}
 
     def _wanted(self) -> list[Setting]:
         if not self.request.present:
@@ -186,13 +225,12 @@ class _Run:
             (kind, name): entry
             for kind, names in self.ledger.settings.items()
             for name, entry in names.items()
-            if self._scope(entry["owner"]) and (kind, name) not in keep
+            if self._scope(entry["owner"], kind) and (kind, name) not in keep
         }
 
     def _others(self) -> list[Setting]:
-        """What owners outside this call's scope were last converged to."""
-        outside = {owner: found for owner, found in self.manifest.owners.items() if not self._scope(owner)}
-        return recall(self.observer, outside)
+        """What this host was last converged to beyond this call's scope."""
+        return recall(self.observer, self._outside())
 
     def _check(self, wanted: Sequence[Setting]) -> None:
         conflicts.check([*wanted, *self._others()], self.system)
@@ -207,6 +245,23 @@ class _Run:
             planes.note = f"raise-only: {setting.value} was asked for, this host had {baseline}"
             self.aimed[setting.key] = planes.note
         return aimed
+
+    def _hold_back(self, setting: Setting, planes: Planes) -> None:
+        """Marks what could be made live at once and would disturb the host more than is allowed now."""
+        kind = self.observer.kind(setting.kind)
+        if (
+            planes.unknown
+            or planes.unsupported
+            or not planes.has_live
+            or planes.needs in ("restart", "reboot")
+        ):
+            return
+        if planes.live is not None and kind.same(setting.name, setting.value, planes.live):
+            return
+        disruption = kind.disruption_of(setting.name, setting.value, planes)
+        if DISRUPTIONS.index(disruption) > DISRUPTIONS.index(self.request.disruption_allowed):
+            planes.waits = f"what it does to the host ({disruption}) is above disruption_allowed"
+            self.waiting[setting.key] = planes.waits
 
     def _judge(self, setting: Setting, planes: Planes) -> Judged:
         missing = self.missing.get(setting.owner)
@@ -255,7 +310,7 @@ class _Run:
             path: entry["kind"]
             for path, entry in self.ledger.files.items()
             if entry["owner"]
-            and self._scope(entry["owner"])
+            and self._scope(entry["owner"], entry["kind"])
             and path not in shall
             and not self._unreadable(path, planes)
         }
@@ -299,8 +354,10 @@ class _Run:
                 winner is None or not kind.same(setting.name, setting.value, winner.value)
             )
             without_file = kind.managed_file(setting.owner, setting.name) is None and persisted_wrong
-            if (live_wrong and now.needs in ("none", "reload")) or without_file:
-                found.setdefault(setting.kind, []).append(Change(setting.name, setting.value, setting.asked))
+            sets_live = live_wrong and now.needs in ("none", "reload") and not now.waits
+            if sets_live or without_file:
+                change = Change(setting.name, setting.value, setting.asked, persist_only=bool(now.waits))
+                found.setdefault(setting.kind, []).append(change)
         return found
 
     def _undo_changes(
@@ -426,14 +483,14 @@ class _Run:
             entry["owner"] = one.setting.owner
         for path, (kind_name, owner, image) in files.items():
             self.ledger.note_file(path, kind_name, owner, self._on_disk(path))
-            self.ledger.files[path].update(owner=owner, written=store.sha256(image.content))
+            self.ledger.intend(path, owner, store.sha256(image.content))
             folder = os.path.dirname(path)
             while not os.path.isdir(self.system.path(folder)):
                 if folder not in self.ledger.folders:
                     self.ledger.folders.append(folder)
                 folder = os.path.dirname(folder)
         self.ledger.folders.sort()
-        self.ledger.save()
+        self.ledger.save(run)
         keys.keep(self.system)
 
     def _apply(
@@ -473,7 +530,7 @@ class _Run:
         """Puts the original of a file back; what somebody made of ours since is kept aside, not lost."""
         real = self.system.path(path)
         entry, original, now = self.ledger.files[path], self.ledger.original(path), self._on_disk(path)
-        if now is not None and store.sha256(now.content) != entry["written"] and now != original:
+        if now is not None and store.sha256(now.content) not in entry["written"] and now != original:
             aside = f"/var/lib/hosttune/aside{path}"
             atomic.make_folders(os.path.dirname(self.system.path(aside)), 0o700)
             atomic.write(self.system.path(aside), replace(now, mode=0o600))
@@ -505,6 +562,7 @@ class _Run:
         for one in judged:
             now = planes[one.setting.key]
             now.note = self.aimed.get(one.setting.key, now.note)
+            now.waits = self.waiting.get(one.setting.key, "")
             again = self._judge(one.setting, now)
             again.changed, again.before = one.changed, one.before
             after.append(again)
@@ -534,16 +592,37 @@ class _Run:
         for path in shared:
             if not self.ledger.settings.get(self.ledger.files[path]["kind"]):
                 del self.ledger.files[path]
-        self.ledger.save()
+        for path in self.ledger.files:
+            self.ledger.settle(path)
+        self.ledger.save({**self.request.run, "time": _utc_now()})
         return after
 
+    def _look_again(self, judged: Sequence[Judged], changes: Mapping[str, Sequence[Change]]) -> None:
+        """A value that took and is another one soon after has a second master."""
+        changed = {(kind, change.name) for kind, found in changes.items() for change in found}
+        right = [one for one in judged if one.setting.key in changed and one.verdict in GOOD]
+        if not right or self.request.settle_seconds <= 0:
+            return
+        time.sleep(self.request.settle_seconds)
+        planes = _fresh(self.observer, [one.setting for one in right]).read(
+            [one.setting.key for one in right]
+        )
+        for one in right:
+            now = planes[one.setting.key]
+            if one.planes.has_live and now.live != one.planes.live:
+                self.report.failures.append(
+                    f"{one.setting}: took '{one.planes.live}' and reads '{now.live}' "
+                    f"{self.request.settle_seconds:g} s later: another program sets it. "
+                    "Stop that one, or leave the setting to it"
+                )
+
     def _next_manifest(self, wanted: Sequence[Setting]) -> store.Manifest:
-        following = store.Manifest(self.system)
-        following.owners = {
-            owner: found for owner, found in following.owners.items() if not self._scope(owner)
-        }
+        following = store.Manifest(self.system, tolerant=True)
+        following.owners = self._outside()
         for setting in wanted:
             entry: dict[str, Any] = {"value": setting.value, "notes": setting.notes}
+            if setting.key in self.waiting:
+                entry["waits"] = self.waiting[setting.key]
             options = self.observer.kind(setting.kind).options(setting)
             if options:
                 entry["options"] = options
@@ -553,7 +632,7 @@ class _Run:
 
 def _fresh(observer: Observer, settings: Sequence[Setting]) -> Observer:
     """An observer that remembers nothing it has read, only what was asked."""
-    again = Observer(observer.system)
+    again = Observer(observer.system, tolerant=True)
     for setting in settings:
         again.kind(setting.kind).recall(setting)
     return again

@@ -8,6 +8,9 @@ from typing import Any
 #: What makes a persisted value the live one.
 NEEDS = ("none", "reload", "restart", "reboot")
 
+#: What making a value live does to a running host, the mildest first (DESIGN, rule 12).
+DISRUPTIONS = ("silent", "moves", "resets", "restarts", "reboots")
+
 #: Who manages the files we write; every managed file says so in its first line.
 MANAGED_BY = "Managed by hosttune"
 
@@ -75,6 +78,8 @@ class Planes:
     unsupported: str = ""
     #: what it takes until a persisted value is live
     needs: str = "none"
+    #: why the live value is left as it is for now: the class of its disruption is not allowed
+    waits: str = ""
     #: said beside the verdict whatever it is
     note: str = ""
 
@@ -109,12 +114,14 @@ class FileImage:
 
 @dataclass(frozen=True)
 class Change:
-    """One live value to set: to the desired one, or (undo) to what was there before."""
+    """One value to set that no file of ours sets: to the desired one, or (undo) to what was there before."""
 
     name: str
     value: str
     asked: Any = None
     undo: bool = False
+    #: what runs is left as it is (its disruption is not allowed now), only the next boot's value is set
+    persist_only: bool = False
 
 
 def squeeze(text: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from . import kinds, verdicts, waivers
 from .kinds.base import Kind
 from .model import Planes, Setting
+from .store import Damaged
 from .system import System
 
 
@@ -24,6 +25,8 @@ class Judged:
     changed: bool = False
     before: dict[str, Any] = field(default_factory=dict)
     waived_verdict: str | None = None
+    #: what making it live does to the host as it is now (model.DISRUPTIONS)
+    disruption: str = "silent"
 
     def as_dict(self) -> dict[str, Any]:
         found: dict[str, Any] = {
@@ -37,6 +40,7 @@ class Judged:
             "verdict": self.verdict,
             "changed": self.changed,
             "needs": self.planes.needs,
+            "disruption": self.disruption,
             "reason": self.reason,
         }
         if self.planes.process is not None:
@@ -49,9 +53,17 @@ class Judged:
 class Observer:
     """Reads and judges settings of one host; each kind is loaded when first needed."""
 
-    def __init__(self, system: System) -> None:
+    def __init__(self, system: System, tolerant: bool = False) -> None:
+        """Raises Refusal for waivers that cannot be used; `tolerant` waives nothing then and says so."""
         self.system = system
-        self.waivers = waivers.load(system)
+        self.warnings: list[str] = []
+        self.waivers: list[dict[str, Any]] = []
+        try:
+            self.waivers = waivers.load(system)
+        except Damaged as damage:
+            if not tolerant:
+                raise
+            self.warnings.append(f"{damage}. Nothing is waived")
         self.now = datetime.datetime.now(datetime.timezone.utc)
         self._kinds: dict[str, Kind] = {}
 
@@ -93,7 +105,8 @@ class Observer:
             kind.managed_file(setting.owner, setting.name),
             clamped_to,
         )
-        judged = Judged(setting, planes, verdict, reason)
+        disruption = kind.disruption_of(setting.name, setting.value, planes)
+        judged = Judged(setting, planes, verdict, reason, disruption=disruption)
         waiver = None
         if verdict not in ("unknown", "in_sync"):
             waiver = waivers.covering(self.waivers, setting.kind, setting.name, self.now)

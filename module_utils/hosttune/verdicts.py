@@ -57,6 +57,8 @@ def judge(
             return "pending_reboot", f"live is {live} until the next boot"
         if planes.needs == "restart":
             return "pending_restart", f"live is {live} until the service restarts"
+        if planes.waits:
+            return "pending_window", f"live is {live}: {planes.waits}"
         return "live_drift", f"live is {live}, though {where}"
     if not persisted_right and not planes.has_live:
         return "drift", where

@@ -10,8 +10,7 @@ import datetime
 import fnmatch
 from typing import Any
 
-from .model import Refusal
-from .store import load_json
+from .store import Damaged, load_json
 from .system import System
 
 PATH = "/etc/hosttune/waivers.json"
@@ -19,13 +18,15 @@ FIELDS = ("kind", "name", "owner", "reason", "ticket", "expires")
 
 
 def load(system: System) -> list[dict[str, Any]]:
-    """The waivers of this host; raises Refusal for a file that is not as above."""
+    """The waivers of this host; raises Damaged for a file that is not as above."""
     found = load_json(system, PATH, "waiver file")
-    waivers: list[dict[str, Any]] = (found or {}).get("waivers", [])
+    waivers = (found or {}).get("waivers", [])
+    if not isinstance(waivers, list) or not all(isinstance(waiver, dict) for waiver in waivers):
+        raise Damaged("'waivers' is no list of waivers", thing=PATH, remedy="Write it as docs/drift.md shows")
     for waiver in waivers:
         missing = [field for field in FIELDS if not waiver.get(field)]
         if missing:
-            raise Refusal(
+            raise Damaged(
                 f"a waiver of {waiver.get('name', '?')} has no {', '.join(missing)}",
                 thing=PATH,
                 remedy="Give every waiver all fields",
@@ -35,13 +36,13 @@ def load(system: System) -> list[dict[str, Any]]:
 
 
 def expiry(waiver: dict[str, Any]) -> datetime.datetime:
-    """The instant a waiver ends; raises Refusal for a text that is not one in UTC."""
+    """The instant a waiver ends; raises Damaged for a text that is not one in UTC."""
     try:
         return datetime.datetime.strptime(waiver["expires"], "%Y-%m-%dT%H:%M:%SZ").replace(
             tzinfo=datetime.timezone.utc
         )
     except ValueError:
-        raise Refusal(
+        raise Damaged(
             f"the waiver of {waiver['name']} expires at '{waiver['expires']}'",
             thing=PATH,
             remedy="Write an instant in UTC such as 2026-12-31T23:59:59Z",

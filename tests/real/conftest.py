@@ -1,8 +1,8 @@
 """Tests that need a booted host: a real systemd, udev, PostgreSQL and Redis. `tools/real-tests` boots one.
 
 The host is asked through its own tools over SSH; the engine runs there as a copy below /opt/hosttune-test.
-Tests share the host: each takes the fixture `host`, which hands it over without a trace of the suite, and gives back
-what it changed beside that.
+Tests share the host: each takes the fixture `host`, which hands it over without a trace of the suite, and
+gives back what it changed beside that.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import shlex
 import subprocess
 import tarfile
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ class Machine:
     def __init__(self, name: str, about: dict[str, Any]) -> None:
         self.name = name
         self.driver: str = about["lab_driver"]
-        control = f"/tmp/hosttune-real-{os.getpid()}-%C"
+        # Short: a path over 104 characters breaks ControlPersist.
+        control = f"{tempfile.mkdtemp(prefix='htr-')}/%C"
         self.ssh = [
             *("ssh", "-F", "none", *shlex.split(about["ansible_ssh_common_args"])),
             *("-o", "BatchMode=yes", "-o", "LogLevel=ERROR", "-o", "ControlMaster=auto"),
@@ -51,13 +53,18 @@ class Machine:
             timeout=timeout,
         )
         return subprocess.CompletedProcess(
-            script, ended.returncode, ended.stdout.decode(errors="replace"), ended.stderr.decode(errors="replace")
+            script,
+            ended.returncode,
+            ended.stdout.decode(errors="replace"),
+            ended.stderr.decode(errors="replace"),
         )
 
     def run(self, script: str, stdin: str | bytes = b"", timeout: float = 300) -> str:
         """What a bash script on the host printed; it has to succeed."""
         ended = self.try_run(script, stdin, timeout)
-        assert ended.returncode == 0, f"{script}\nexit status {ended.returncode}\n{ended.stdout}\n{ended.stderr}"
+        assert ended.returncode == 0, (
+            f"{script}\nexit status {ended.returncode}\n{ended.stdout}\n{ended.stderr}"
+        )
         return ended.stdout
 
     def put(self, files: dict[str, str | bytes], mode: int = 0o644) -> None:
@@ -74,13 +81,14 @@ class Machine:
     def install_engine(self) -> None:
         sources = ROOT / "module_utils/hosttune"
         files: dict[str, str | bytes] = {
-            f"{BASE}/hosttune/{path.relative_to(sources)}": path.read_bytes() for path in sources.rglob("*.py")
+            f"{BASE}/hosttune/{path.relative_to(sources)}": path.read_bytes()
+            for path in sources.rglob("*.py")
         }
         files[f"{BASE}/driver.py"] = (Path(__file__).parent / "driver.py").read_bytes()
         self.put(files)
 
     def python(self, program: str, data: Any = None, timeout: float = 300) -> Any:
-        """Runs a Python program on the host with the engine to import; JSON `data` in, its JSON output back."""
+        """Runs a Python program with the engine to import on the host: JSON in, its JSON output back."""
         self.put({f"{BASE}/program.py": program})
         return json.loads(self.run(f"cd {BASE}; exec python3 -B program.py", json.dumps(data), timeout))
 

@@ -50,7 +50,8 @@ class FakeHost(System):
         return Ran(127, "", f"{argv[0]}: command not found")
 
     def apply(self, owners, **more):
-        return converge(FakeHost.again(self), Request(owners=owners, lock_wait_seconds=0.3, **more))
+        quick = {"lock_wait_seconds": 0.3, "settle_seconds": 0.0}
+        return converge(FakeHost.again(self), Request(owners=owners, **{**quick, **more}))
 
     @classmethod
     def again(cls, other: FakeHost) -> FakeHost:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from fake_host import FakeHost, as_root
-from hosttune import atomic, engine, lock, store
+from hosttune import atomic, engine, lock, store, waivers
 from hosttune.model import Refusal
 
 SECRET = "hunter2-of-the-exchange"  # noqa: S105 - looked for in every output
@@ -261,26 +261,141 @@ def test_a_read_only_folder_is_named_and_nothing_is_touched(host, monkeypatch, p
     assert host.live_writes == []
 
 
-@pytest.mark.parametrize(
-    ("content", "told"),
-    [
-        ('{"schema": 1, "settings": {"sysctl": {"vm.sw', "is not JSON"),
-        ("", "is not JSON"),
-        ("[]", "names no schema"),
-        ('{"settings": {}}', "names no schema"),
-        ('{"schema": 2, "settings": {}}', "this release knows up to 1"),
-    ],
-)
-@pytest.mark.parametrize("path", [store.LEDGER, store.MANIFEST])
-def test_a_ledger_that_cannot_be_used_stops_everything(host, path, content, told):
-    host.put(path, content)
+DAMAGES = {
+    "cut": ('{"schema": 1, "settings": {"sysctl": {"vm.sw', "is not JSON"),
+    "empty": ("", "is not JSON"),
+    "a list": ("[]", "names no schema"),
+    "without a schema": ('{"settings": {}}', "names no schema"),
+}
+NEWER = '{"schema": 2, "settings": {}}'
+
+
+@pytest.mark.parametrize(("content", "told"), DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_ledger_costs_nothing_since_it_stands_twice(host, content, told):
     before = host.snapshot()
-    with pytest.raises(Refusal, match=told) as refusal:
+    host.apply(OWNERS)
+    host.put(store.LEDGER, content)
+    again = host.apply(OWNERS)
+    assert not again.changed
+    assert told in again.warnings[0]
+    undone = host.apply({}, present=False)
+    assert told in undone.warnings[0]
+    assert host.text(f"{store.LEDGER}.damaged") == content
+    assert {name: squeezed(entry[3]) for name, entry in host.snapshot().items()} == {
+        name: squeezed(entry[3]) for name, entry in before.items()
+    }
+
+
+def test_a_lost_ledger_comes_back_from_its_copy(host):
+    host.apply(OWNERS)
+    os.unlink(host.path(store.LEDGER))
+    assert "is missing" in host.apply({}, present=False).warnings[0]
+    assert host.text("/etc/app/app.conf") == "as the vendor ships it\n"
+
+
+def test_an_edited_ledger_is_not_believed(host):
+    host.apply(OWNERS)
+    edited = host.text(store.LEDGER).replace('"live": "60"', '"live": "66"')
+    assert edited != host.text(store.LEDGER)
+    host.put(store.LEDGER, edited)
+    undone = host.apply({}, present=False)
+    assert "changed by another hand" in undone.warnings[0]
+    assert host.text("/proc/sys/vm/swappiness") == "60\n"
+
+
+def test_without_any_ledger_that_can_be_used_nothing_is_touched(host):
+    host.apply(OWNERS)
+    host.put(store.LEDGER, "")
+    host.put(store.LEDGER_COPY, "{")
+    before = host.snapshot(times=True)
+    writes = len(host.live_writes)
+    for wanted in ({}, {"present": False}):
+        with pytest.raises(Refusal, match=r"ledger.json: .* Restore either from a backup"):
+            host.apply({}, **wanted)
+    assert host.snapshot(times=True) == before
+    assert len(host.live_writes) == writes
+
+
+@pytest.mark.parametrize("path", [store.LEDGER, store.MANIFEST, waivers.PATH])
+def test_what_a_newer_release_wrote_is_left_to_it(host, path):
+    host.apply(OWNERS)
+    host.put(path, NEWER)
+    before = host.snapshot(times=True)
+    with pytest.raises(Refusal, match="this release knows up to 1") as refusal:
         host.apply(OWNERS)
     assert path in str(refusal.value)
-    assert host.snapshot() == before
-    assert host.text(path) == content
-    assert host.live_writes == []
+    assert host.snapshot(times=True) == before
+
+
+@pytest.mark.parametrize(("content", "told"), DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_manifest_is_written_anew_by_a_run_over_all_roles_alone(host, content, told):
+    host.apply(OWNERS)
+    whole = host.text(store.MANIFEST)
+    host.put(store.MANIFEST, content)
+    with pytest.raises(Refusal, match=told):
+        host.apply({"kernel": OWNERS["kernel"]}, partial=True)
+    assert host.text(store.MANIFEST) == content
+    again = host.apply(OWNERS)
+    assert told in again.warnings[0]
+    assert json.loads(host.text(store.MANIFEST))["owners"] == json.loads(whole)["owners"]
+    host.put(store.MANIFEST, content)
+    assert not host.apply({}, present=False).failures
+    assert not host.exists(store.MANIFEST)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"schema": 1, "waivers": [{"kind": "sysctl"}]}'])
+def test_waivers_that_cannot_be_used_waive_nothing(host, content):
+    host.put(waivers.PATH, content)
+    done = host.apply(OWNERS)
+    assert "Nothing is waived" in done.warnings[0]
+    assert set(verdicts(done).values()) == {"in_sync"}
+
+
+def test_undo_of_one_kind_leaves_the_others(host):
+    host.apply(OWNERS)
+    undone = host.apply({}, present=False, kinds=["sysctl"])
+    assert {one["kind"] for one in undone.undone} == {"sysctl"}
+    assert host.text("/proc/sys/vm/swappiness") == "60\n"
+    assert not host.exists("/etc/sysctl.d/60-hosttune-kernel.conf")
+    assert host.text("/etc/app/app.conf") == "tuned\n"
+    assert {kind for kinds in store.Manifest(host).owners.values() for kind in kinds} == {"file"}
+
+
+def test_undo_of_one_kind_of_one_owner(host):
+    host.apply(OWNERS)
+    undone = host.apply({"app": {}}, present=False, kinds=["sysctl"])
+    assert [(one["owner"], one["name"]) for one in undone.undone] == [("app", "net.ipv4.tcp_syncookies")]
+    assert host.text("/proc/sys/vm/swappiness") == "10\n"
+
+
+def test_releases_that_add_and_drop_settings_and_roles_are_undone_to_the_first_day(host):
+    before = host.snapshot()
+    host.apply(OWNERS)
+    second = {
+        "kernel": {"sysctl": {"vm.swappiness": "5", "net.core.somaxconn": "8192"}},
+        "extra": {
+            "sysctl": {"net.ipv4.tcp_syncookies": "0"},
+            "file": {"/etc/app/x.conf": {"content": "x\n"}},
+        },
+    }
+    host.apply(second)
+    third = {"extra": {"sysctl": {"vm.swappiness": "7"}, "file": {"/etc/app/app.conf": {"content": "3\n"}}}}
+    host.apply(third)
+    assert host.text("/proc/sys/net/core/somaxconn") == "128\n"
+    assert host.text("/proc/sys/net/ipv4/tcp_syncookies") == "1\n"
+    assert not host.apply({}, present=False).failures
+    assert {name: (*entry[:3], squeezed(entry[3])) for name, entry in host.snapshot().items()} == {
+        name: (*entry[:3], squeezed(entry[3])) for name, entry in before.items()
+    }
+
+
+def test_a_value_that_another_program_sets_back_is_a_failure_that_says_so(host, monkeypatch):
+    monkeypatch.setattr(engine.time, "sleep", lambda _seconds: host.put("/proc/sys/vm/swappiness", "60\n"))
+    done = host.apply({"kernel": {"sysctl": {"vm.swappiness": "10"}}}, settle_seconds=1.0)
+    assert done.failures == [
+        "sysctl vm.swappiness: took '10' and reads '60' 1 s later: another program sets it. "
+        "Stop that one, or leave the setting to it"
+    ]
 
 
 def test_two_owners_of_one_setting_are_refused_untouched(host):

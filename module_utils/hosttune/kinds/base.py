@@ -21,7 +21,7 @@ class Kind:
 
     #: as in the inventory
     name: ClassVar[str]
-    #: what changing one of these does to a running host
+    #: what making one of these live does to a running host (model.DISRUPTIONS)
     disruption: ClassVar[str] = "silent"
 
     def __init__(self, system: System) -> None:
@@ -66,6 +66,10 @@ class Kind:
     def read(self, names: Sequence[str]) -> dict[str, Planes]:
         """The planes of each name."""
         raise NotImplementedError
+
+    def disruption_of(self, name: str, wanted: str, planes: Planes) -> str:
+        """What making `wanted` live does to the host as it is now: one of model.DISRUPTIONS."""
+        return {"restart": "restarts", "reboot": "reboots"}.get(planes.needs, self.disruption)
 
     # persistence
 

@@ -2,8 +2,8 @@
 
 Name: UNIT. Value: words of `enabled`, `disabled` or `masked` (persisted: UnitFileState) and of `active` or
 `inactive` (live: ActiveState); only what is asked is compared, so `masked` says nothing of what runs. Nothing
-is written as a file: systemctl makes and removes the links. Starting and stopping restarts a service in the
-sense of the disruption classes.
+is written as a file: systemctl makes and removes the links. Stopping a service that runs is a disruption of
+the class `restarts`; starting one, and what is done to timers and sockets, is silent.
 
 A unit that this host does not have is `absent` on disk and inactive: right where `disabled`, `inactive` or
 `masked` is asked (what would be stopped cannot start), unless its name looks like a mistake.
@@ -38,7 +38,6 @@ _PROPERTIES = ("LoadState", "LoadError", "ActiveState", "UnitFileState", "Fragme
 
 class ServiceKind(Kind):
     name = "service"
-    disruption = "restarts a service"
 
     def __init__(self, system: System) -> None:
         super().__init__(system)
@@ -123,6 +122,10 @@ class ServiceKind(Kind):
             remedy=near or "Install what brings it first, or correct the name",
         )
 
+    def disruption_of(self, name: str, wanted: str, planes: Planes) -> str:
+        stops = "inactive" in wanted.split() and _plain(planes.live or "inactive") != "inactive"
+        return "restarts" if stops and name.endswith(".service") else "silent"
+
     def same(self, name: str, wanted: str, found: str) -> bool:
         """Whether what is found is what is asked; a word of the other plane says nothing."""
         asked = set(wanted.split())
@@ -199,6 +202,8 @@ class ServiceKind(Kind):
 
     def _commands(self, change: Change, now: Planes) -> list[tuple[str, ...]]:
         boot, run = _asked(change)
+        if change.persist_only:
+            run = ""
         state = now.winner.value if now.winner else ""
         live = now.live or "inactive"
         commands: list[tuple[str, ...]] = []
