@@ -23,7 +23,8 @@ options:
   owners:
     description:
       - "All settings of the host: owner, kind, name, value."
-      - With O(state=absent) only the owners' names count (see also O(kinds)); without any, everything is undone.
+      - With O(state=absent) only the owners' names count, within O(kinds); without any, everything is
+        undone.
     type: dict
   partial:
     description:
