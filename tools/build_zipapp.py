@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 SOURCES = Path(__file__).resolve().parent.parent / "module_utils" / "hosttune"
-SHEBANG = b"#!/usr/bin/python3 -I\n"
+SHEBANG = b"#!/usr/bin/python3 -IS\n"
 MAIN = b"import sys\n\nfrom hosttune.cli import main\n\nsys.exit(main())\n"
 #: The oldest instant a ZIP file can state.
 EPOCH = (1980, 1, 1, 0, 0, 0)

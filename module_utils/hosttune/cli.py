@@ -9,7 +9,6 @@ import argparse
 import os
 import sys
 import time
-import traceback
 from collections.abc import Sequence
 
 from . import atomic, drift, lock, report
@@ -41,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"hosttune-drift: {where}{error.strerror}. Run as root", file=sys.stderr)
     except Exception:
         # Python would end with 1, which says drift.
+        import traceback
+
         traceback.print_exc()
     return 2
 

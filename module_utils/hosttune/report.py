@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import xml.etree.ElementTree as xml
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -103,6 +102,8 @@ def explanation(entry: Mapping[str, Any], notes: Mapping[str, str], was: Mapping
 
 def junit(report: DriftReport) -> str:
     """One test case a setting: drift fails, unknown is an error, what somebody answers for is skipped."""
+    import xml.etree.ElementTree as xml  # here: no other form needs it
+
     suite = xml.Element(
         "testsuite", name="hosttune-drift", hostname=report.host, timestamp=report.time.rstrip("Z")
     )

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import jsonschema
@@ -337,10 +338,23 @@ def test_the_command_is_one_file_the_same_each_time_without_the_engine_that_writ
     assert "hosttune/engine.py" not in listed
     again = subprocess.run([*builder, str(targets[0])], check=True, capture_output=True, text=True).stdout
     assert again.startswith("unchanged")
+    compiler = [sys.executable, "-I", str(ROOT / "tools/compile_zipapp.py"), str(targets[0])]
+    fast = tmp_path / "fast"
+    assert (
+        subprocess.run([*compiler, str(fast)], check=True, capture_output=True, text=True).stdout == "built\n"
+    )
+    again = subprocess.run([*compiler, str(fast)], check=True, capture_output=True, text=True).stdout
+    assert again == "unchanged\n"
+    # It is the byte code that runs: it does without its sources.
+    bare = tmp_path / "bare"
+    with zipfile.ZipFile(fast) as whole, zipfile.ZipFile(bare, "w") as part:
+        for name in whole.namelist():
+            if name.endswith(".pyc"):
+                part.writestr(name, whole.read(name))
     # Isolated and from another folder: nothing of the checkout is on its path.
     host.put("/proc/sys/net/core/somaxconn", "128\n")
     ended = subprocess.run(
-        [sys.executable, "-I", str(targets[0]), "--root", host.root, "--no-write", "--format", "json"],
+        [sys.executable, "-I", str(bare), "--root", host.root, "--no-write", "--format", "json"],
         cwd=tmp_path,
         capture_output=True,
         text=True,

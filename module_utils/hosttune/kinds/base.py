@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -123,6 +122,8 @@ class Kind:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A remedy that names the nearest known names, empty where none is near."""
+    import difflib  # here: who makes no mistake does not pay for it
+
     near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.7)
     return f"Did you mean {' or '.join(near)}?" if near else ""
 
