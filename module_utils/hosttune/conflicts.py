@@ -1,32 +1,72 @@
-"""Demands that contradict each other, found over all owners before anything is touched."""
+"""Demands that contradict each other, found over all owners before anything is touched.
+
+What cannot be had together is a Refusal that names both sides; what can, and serves nobody, is a warning.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from .kinds.sysctl import ZEROING_PAIRS
 from .model import Refusal, Setting
 from .system import System
 
+#: Why two roles ask different values of one key, where both have their reason.
+_BOTH_RIGHT = {
+    (
+        "sysctl",
+        "vm.overcommit_memory",
+    ): "Redis asks 1 for its fork, PostgreSQL's manual 2. With both on a host "
+    "take 1 and keep PostgreSQL from the OOM killer with OOMScoreAdjust",
+}
+#: The smaller one, the greater one: the kernel takes half of the greater where they are the wrong way round.
+_BACKGROUND = (
+    ("vm.dirty_background_bytes", "vm.dirty_bytes"),
+    ("vm.dirty_background_ratio", "vm.dirty_ratio"),
+)
+#: Descriptors that Redis keeps for itself beside its clients (CONFIG_MIN_RESERVED_FDS).
+_REDIS_RESERVED = 32
 
-def check(settings: Sequence[Setting], system: System) -> None:
-    """Raises Refusal for the first contradiction."""
-    by_key: dict[tuple[str, str], Setting] = {}
+
+def check(settings: Sequence[Setting], system: System) -> list[str]:
+    """Raises Refusal for the first contradiction; returns what is merely unwise."""
+    asked = _by_key(settings)
+    for pair in ZEROING_PAIRS:
+        _zeroing(asked, *pair)
+    for pair in _BACKGROUND:
+        _background(asked, *pair)
+    _open_files(settings, asked, system)
+    _soft_above_hard(settings)
+    _strict_overcommit(settings, asked, system)
+    return [*_backlogs(settings, asked, system), *_redis_clients(settings), *_tasks(settings, asked, system)]
+
+
+def _by_key(settings: Sequence[Setting]) -> dict[tuple[str, str], Setting]:
+    found: dict[tuple[str, str], Setting] = {}
     for setting in settings:
-        other = by_key.setdefault(setting.key, setting)
+        other = found.setdefault(setting.key, setting)
         if other is not setting:
             raise Refusal(
                 f"has two owners: {other.owner} ('{other.value}') and {setting.owner} ('{setting.value}')",
                 thing=str(setting),
-                remedy="Leave it to one of them",
+                remedy=_BOTH_RIGHT.get(setting.key, "Leave it to one of them"),
             )
-    for pair in ZEROING_PAIRS:
-        _zeroing(by_key, *pair)
-    _open_files(settings, by_key, system)
+    return found
 
 
-def _zeroing(by_key: Mapping[tuple[str, str], Setting], one: str, other: str) -> None:
-    first, second = by_key.get(("sysctl", one)), by_key.get(("sysctl", other))
+def _number(asked: Mapping[tuple[str, str], Setting], system: System, name: str) -> int | None:
+    """What a sysctl will be: as asked, else as it is; None where that is no number or not to be read."""
+    setting = asked.get(("sysctl", name))
+    try:
+        if setting is not None and not (system.container and not name.startswith("net.")):
+            return int(setting.value)
+        return int(system.read_value("/proc/sys/" + name.replace(".", "/")))
+    except (OSError, ValueError):
+        return None
+
+
+def _zeroing(asked: Mapping[tuple[str, str], Setting], one: str, other: str) -> None:
+    first, second = asked.get(("sysctl", one)), asked.get(("sysctl", other))
     if first and second and first.value != "0" and second.value != "0":
         raise Refusal(
             f"is {first.value} ({first.owner}) beside {other} = {second.value} ({second.owner}): "
@@ -36,17 +76,30 @@ def _zeroing(by_key: Mapping[tuple[str, str], Setting], one: str, other: str) ->
         )
 
 
+def _background(asked: Mapping[tuple[str, str], Setting], lower: str, upper: str) -> None:
+    first, second = asked.get(("sysctl", lower)), asked.get(("sysctl", upper))
+    if not (first and second and first.value.isdigit() and second.value.isdigit()):
+        return
+    if int(second.value) and int(first.value) >= int(second.value):
+        raise Refusal(
+            f"is {first.value} ({first.owner}), not below {upper} = {second.value} ({second.owner}): the "
+            "kernel would take half of that one without a word (mm/page-writeback.c)",
+            thing=f"sysctl {lower}",
+            remedy=f"Ask for less than {second.value}",
+        )
+
+
 def _open_files(
-    settings: Sequence[Setting], by_key: Mapping[tuple[str, str], Setting], system: System
+    settings: Sequence[Setting], asked: Mapping[tuple[str, str], Setting], system: System
 ) -> None:
     """A hard nofile above fs.nr_open fails setrlimit(2) even for root, and with it logins and services."""
     try:
         ceiling = int(system.read_value("/proc/sys/fs/nr_open"))
     except (OSError, ValueError):
         return  # the limit is unknown here; the kernel's own refusal will be reported
-    asked = by_key.get(("sysctl", "fs.nr_open"))
-    if asked is not None and asked.value.isdigit() and not system.container:
-        ceiling = max(ceiling, int(asked.value))
+    raised = asked.get(("sysctl", "fs.nr_open"))
+    if raised is not None and raised.value.isdigit() and not system.container:
+        ceiling = max(ceiling, int(raised.value))
     for setting in settings:
         leaf = setting.name.rsplit("/", 1)[-1]
         if setting.kind not in ("limit", "unit", "manager") or leaf not in (
@@ -62,3 +115,111 @@ def _open_files(
                 thing=str(setting),
                 remedy=f"Raise sysctl fs.nr_open, or ask for at most {ceiling}",
             )
+
+
+def _soft_above_hard(settings: Sequence[Setting]) -> None:
+    """pam_limits then sets neither as asked."""
+    limits = {setting.name: setting for setting in settings if setting.kind == "limit"}
+    for name, soft in limits.items():
+        domain, _, rest = name.partition("/")
+        word, _, item = rest.partition("/")
+        hard = limits.get(f"{domain}/hard/{item}") if word == "soft" else None
+        if hard is None or not hard.value.isdigit():
+            continue
+        if not soft.value.isdigit() or int(soft.value) > int(hard.value):
+            raise Refusal(
+                f"is {soft.value} ({soft.owner}), above the hard limit {hard.value} ({hard.owner})",
+                thing=str(soft),
+                remedy="Lower the soft limit, or raise the hard one",
+            )
+
+
+def _strict_overcommit(
+    settings: Sequence[Setting], asked: Mapping[tuple[str, str], Setting], system: System
+) -> None:
+    """vm.overcommit_memory = 2: Redis cannot fork, and nothing may have more than CommitLimit."""
+    setting = asked.get(("sysctl", "vm.overcommit_memory"))
+    if setting is None or setting.value != "2" or system.container:
+        return
+    redis = next((one for one in settings if _of_redis(one)), None)
+    if redis is not None:
+        raise Refusal(
+            f"is 2 ({setting.owner}) on a host with Redis ({redis.owner}: {redis}): its fork for a snapshot "
+            "needs as much memory again, which 2 refuses",
+            thing=str(setting),
+            remedy=_BOTH_RIGHT[setting.key],
+        )
+    memory = _meminfo(system)
+    ratio, kbytes = (_number(asked, system, f"vm.overcommit_{word}") or 0 for word in ("ratio", "kbytes"))
+    if not memory or not (ratio or kbytes):
+        return
+    huge = memory.get("HugePages_Total", 0) * memory.get("Hugepagesize", 0)
+    allowed = (kbytes or (memory["MemTotal"] - huge) * ratio // 100) + memory.get("SwapTotal", 0)
+    if allowed < memory.get("Committed_AS", 0):
+        raise Refusal(
+            f"is 2 ({setting.owner}), which allows {allowed} kB by vm.overcommit_"
+            f"{'kbytes' if kbytes else 'ratio'} and swap, and {memory['Committed_AS']} kB are given out "
+            "already: the next fork on this host would fail",
+            thing=str(setting),
+            remedy="Raise vm.overcommit_ratio, add swap, or ask for 0",
+        )
+
+
+def _of_redis(setting: Setting) -> bool:
+    return setting.kind == "redis" or setting.name.startswith(("redis-server", "/etc/redis/"))
+
+
+def _meminfo(system: System) -> dict[str, int]:
+    """/proc/meminfo, in kB or counts; empty where it cannot be read."""
+    try:
+        lines = system.read("/proc/meminfo").splitlines()
+    except OSError:
+        return {}
+    return {line.partition(":")[0]: int(line.partition(":")[2].split()[0]) for line in lines if ":" in line}
+
+
+def _backlogs(
+    settings: Sequence[Setting], asked: Mapping[tuple[str, str], Setting], system: System
+) -> Iterator[str]:
+    ceiling = _number(asked, system, "net.core.somaxconn")
+    for setting in settings:
+        if setting.kind != "redis" or not setting.name.endswith("/tcp-backlog"):
+            continue
+        if ceiling is not None and setting.value.isdigit() and int(setting.value) > ceiling:
+            yield (
+                f"{setting} is {setting.value}, and net.core.somaxconn = {ceiling} cuts it to that without "
+                "a word. Raise that one, or ask for less"
+            )
+
+
+def _redis_clients(settings: Sequence[Setting]) -> Iterator[str]:
+    for setting in settings:
+        instance, _, name = setting.name.partition("/")
+        if setting.kind != "redis" or name != "maxclients" or not setting.value.isdigit():
+            continue
+        unit = "redis-server.service" if instance == "server" else f"redis-server@{instance}.service"
+        limit = next(
+            (one for one in settings if one.key == ("unit", f"{unit}/Service/LimitNOFILE")),
+            None,
+        )
+        soft = limit.value.partition(":")[0] if limit else ""
+        if soft.isdigit() and int(soft) < int(setting.value) + _REDIS_RESERVED:
+            yield (
+                f"{setting} is {setting.value}, and {limit} = {soft} leaves room for "
+                f"{int(soft) - _REDIS_RESERVED}. Raise the limit, or ask for fewer clients"
+            )
+
+
+def _tasks(
+    settings: Sequence[Setting], asked: Mapping[tuple[str, str], Setting], system: System
+) -> Iterator[str]:
+    ceilings = {name: _number(asked, system, f"kernel.{name}") for name in ("pid_max", "threads-max")}
+    for setting in settings:
+        if setting.kind != "unit" or not setting.name.endswith("/TasksMax") or not setting.value.isdigit():
+            continue
+        for name, ceiling in ceilings.items():
+            if ceiling is not None and int(setting.value) > ceiling:
+                yield (
+                    f"{setting} is {setting.value}, above kernel.{name} = {ceiling}, which the whole host "
+                    "shares. Raise that one, or ask for less"
+                )
