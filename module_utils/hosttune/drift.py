@@ -14,7 +14,7 @@ from typing import Any
 from .model import Refusal, Setting
 from .observe import Observer, recall
 from .store import Ledger, Manifest, load_json
-from .system import System
+from .system import System, updates
 from .verdicts import BAD, PENDING
 
 PATH = "/var/lib/hosttune/drift.json"
@@ -38,6 +38,8 @@ class DriftReport:
     error: str = ""
     manifest: dict[str, Any] | None = None
     settings: list[dict[str, Any]] = field(default_factory=list)
+    #: what the verdicts do not say: the machine under the settings is another one
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def exit_status(self) -> int:
@@ -62,6 +64,7 @@ class DriftReport:
             "error": self.error or None,
             "manifest": self.manifest,
             "counts": self.counts(),
+            "warnings": self.warnings,
             "settings": self.settings,
         }
 
@@ -94,6 +97,7 @@ def check(
         report.error = str(refusal)
         return report
     report.manifest = {"digest": manifest.digest, "run": manifest.run}
+    report.warnings = updates(manifest.machine, system.machine)
     if only is not None:
         settings = [setting for setting in settings if setting.key in only]
     planes = observer.read([setting.key for setting in settings])
@@ -144,6 +148,7 @@ def of_dict(content: Mapping[str, Any]) -> DriftReport:
         content["error"] or "",
         content["manifest"],
         list(content["settings"]),
+        list(content["warnings"]),
     )
 
 

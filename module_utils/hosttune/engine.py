@@ -15,7 +15,7 @@ from typing import Any
 from . import atomic, conflicts, keys, kinds, lock, store, topology
 from .model import DISRUPTIONS, Change, FileImage, Planes, Refusal, Setting
 from .observe import Judged, Observer, recall, retarget
-from .system import System
+from .system import System, updates
 from .verdicts import GOOD
 
 #: what is asked of the host: owner -> kind -> name -> value
@@ -124,6 +124,8 @@ class _Run:
         if self.manifest.damage:
             self.report.warnings.append(f"{self.manifest.damage}. This run writes it anew")
         self.report.warnings += self.observer.warnings
+        if request.check:
+            self.report.warnings += updates(self.manifest.machine, system.machine)
         #: why a value other than the one asked for is aimed at
         self.aimed: dict[tuple[str, str], str] = {}
         #: why what runs is left as it is for now
@@ -154,6 +156,7 @@ class _Run:
             new_manifest.digest != self.manifest.digest
             or self.manifest.exists != bool(new_manifest.owners)
             or not self.manifest.intact
+            or bool(new_manifest.owners and self.manifest.machine != self.system.machine)
         )
         self.report.changed = bool(files or removed or changes or undo_changes or undone or manifest_differs)
         fingerprint = self.request.topology_fingerprint
@@ -177,6 +180,7 @@ class _Run:
                 self.report.failures.append(f"{one.setting} is unknown: {one.reason}")
         if manifest_differs and new_manifest.owners:
             new_manifest.run = {**self.request.run, "time": _utc_now()}
+            new_manifest.machine = self.system.machine
             new_manifest.save()
         elif manifest_differs:
             new_manifest.remove()

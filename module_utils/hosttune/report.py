@@ -58,6 +58,7 @@ def table(report: DriftReport) -> str:
         lines = [*columns([head, *cells]), ""]
     unsupported = [one["reason"] for one in report.settings if one["verdict"] == "unsupported"]
     lines += [f"unsupported: {unsupported.count(why)} ({why})" for why in dict.fromkeys(unsupported)]
+    lines += [f"warning: {warning}" for warning in report.warnings]
     return "\n".join([*lines, summary(report)]) + "\n"
 
 
@@ -148,7 +149,17 @@ def prometheus(report: DriftReport, epoch_seconds: float) -> str:
     gauge(
         "exit_status", "0 as desired, 1 drift, 2 could not be checked, 3 waived.", [({}, report.exit_status)]
     )
+    gauge(
+        "boot_info",
+        "The boot whose values were judged; a boot removes this text.",
+        [({"boot_id": report.boot_id}, 1)],
+    )
     if report.manifest:
+        gauge(
+            "machine_updates",
+            "Updates of kernel, firmware and microcode since this host was last converged.",
+            [({}, len(report.warnings))],
+        )
         gauge(
             "manifest_info",
             "What this host was last converged to.",

@@ -216,6 +216,8 @@ class Manifest:
         self.exists = found is not None
         self.owners: dict[str, dict[str, dict[str, dict[str, Any]]]] = (found or {}).get("owners", {})
         self.run: dict[str, Any] = (found or {}).get("run", {})
+        #: what it was converged on (System.machine)
+        self.machine: dict[str, str] = (found or {}).get("machine", {})
         #: whether it is as we wrote it
         self.intact = not self.damage and (found is None or found.get("digest") == self.digest)
 
@@ -236,7 +238,13 @@ class Manifest:
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def save(self) -> None:
-        content = {"schema": SCHEMA, "digest": self.digest, "run": self.run, "owners": self.owners}
+        content = {
+            "schema": SCHEMA,
+            "digest": self.digest,
+            "run": self.run,
+            "machine": self.machine,
+            "owners": self.owners,
+        }
         save_json(self.system, MANIFEST, content, 0o644, 0o755)
 
     def remove(self) -> None:

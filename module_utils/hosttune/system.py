@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .model import squeeze
 
 #: Why a key of a container's kernel is read and never written.
 KERNEL_SHARED = "kernel shared with the machine"
+
+
+#: What of a machine an update changes, and where it stands; microcode is in /proc/cpuinfo.
+_UPDATED = {"kernel": "/proc/sys/kernel/osrelease", "firmware": "/sys/class/dmi/id/bios_version"}
+
+
+def updates(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Sentences about what of System.machine is another one than `then`."""
+    return [
+        f"the {name} is {now[name]} and was {then[name]} when this host was converged: converge it again"
+        for name in sorted(now)
+        if then.get(name, now[name]) != now[name]
+    ]
 
 
 @dataclass(frozen=True)
@@ -108,6 +121,24 @@ class System:
             return self.read_value("/proc/sys/kernel/random/boot_id")
         except OSError:
             return ""
+
+    @functools.cached_property
+    def machine(self) -> dict[str, str]:
+        """What an update changes under a tuned host: its kernel's release, firmware and microcode."""
+        found = {}
+        for name, path in _UPDATED.items():
+            try:
+                found[name] = self.read_value(path)
+            except OSError:
+                continue  # no DMI: a container, a virtual machine, another architecture
+        try:
+            for line in self.read("/proc/cpuinfo").splitlines():
+                if line.startswith("microcode"):
+                    found["microcode"] = line.partition(":")[2].strip()
+                    break
+        except OSError:
+            pass
+        return found
 
     def missing_packages(self, names: Sequence[str]) -> list[str]:
         """Which of these Debian packages are not installed, read from dpkg's own database."""

@@ -15,6 +15,7 @@ import pytest
 from fake_host import FakeHost, as_root
 from hosttune import cli, drift, lock, store, verdicts
 from hosttune.drift import exit_status
+from hosttune.report import prometheus, table
 
 ROOT = Path(__file__).parents[2]
 OWNERS = {
@@ -362,3 +363,21 @@ def test_the_command_is_one_file_the_same_each_time_without_the_engine_that_writ
     )
     assert ended.returncode == 1, ended.stderr
     assert json.loads(ended.stdout)["counts"] == {"in_sync": 2, "live_drift": 1}
+
+
+def test_another_kernel_than_it_was_converged_on_is_said_until_the_next_run(host):
+    host.put("/proc/sys/kernel/osrelease", "6.1.0-27-amd64\n")
+    assert host.apply(OWNERS).changed
+    assert not host.apply(OWNERS).changed
+    assert drift.check(FakeHost.again(host)).warnings == []
+    host.put("/proc/sys/kernel/osrelease", "6.1.0-28-amd64\n")
+    told = (
+        "the kernel is 6.1.0-28-amd64 and was 6.1.0-27-amd64 when this host was converged: converge it again"
+    )
+    report = drift.check(FakeHost.again(host))
+    assert report.warnings == [told]
+    assert f"warning: {told}" in table(report)
+    assert "hosttune_drift_machine_updates 1" in prometheus(report, 0.0)
+    assert host.apply(OWNERS, check=True).warnings == [told]
+    host.apply(OWNERS)
+    assert drift.check(FakeHost.again(host)).warnings == []
