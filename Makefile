@@ -17,7 +17,7 @@ LAB ?= auto
 # Hosts of a firm; without it a throw-away lab host is made.
 INVENTORY ?=
 
-.PHONY: help env site plan test lint unit molecule bench lab-down lock clean
+.PHONY: help env site plan test lint unit real molecule bench lab-down lock clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -46,6 +46,9 @@ lint: env ## ansible-lint, yamllint, ruff, mypy
 
 unit: env ## Unit tests on every Python from 3.9 to 3.13 that is present
 	@tools/unit
+
+real: env ## Tests on a booted container host with its own systemd, udev, PostgreSQL and Redis
+	@tools/real-tests
 
 molecule: env ## The scenarios alone
 	@tools/molecule default metal

@@ -58,6 +58,9 @@ CONDITIONAL = {
     "vm.zone_reclaim_mode": "the kernel was built without CONFIG_NUMA",
 }
 
+#: A tick of the slowest kernel (CONFIG_HZ=100).
+_LONGEST_TICK_MS = 10
+
 CONGESTION_CONTROL = "net/ipv4/tcp_congestion_control"
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./:@*?\-]*\Z")
@@ -257,6 +260,16 @@ class SysctlKind(Kind):
         if wanted == found:
             return True
         return [_number(one) for one in wanted.split()] == [_number(one) for one in found.split()]
+
+    def clamps(self, name: str, wanted: str, found: str) -> str:
+        if not (wanted.isdigit() and found.isdigit()):
+            return ""
+        asked, took = int(wanted), int(found)
+        if name.endswith("_ms") and 0 <= took - asked < _LONGEST_TICK_MS:
+            return f"the kernel counts this in its own ticks: {asked} ms become {took}"
+        if name.startswith("vm.nr_hugepages") and took < asked:
+            return f"the kernel found memory for {took} huge pages of {asked}; at boot there is more"
+        return ""
 
     # persistence
 
