@@ -51,7 +51,7 @@ def settings() -> dict[str, Any]:
         "module": {"tcp_bbr": "loaded", "sch_fq": "loaded"},
         "sysfs": {f"kernel/mm/transparent_hugepage/{leaf}": "madvise" for leaf in ("enabled", "defrag")},
         "block": {f"{name}/scheduler": "none" for name in ("nvme", "virtio")},
-        "mount": {"/tmp": ["nosuid", "nodev"]},
+        "mount": {"/": ["noatime"]},
         "limit": {
             f"bench{user}/{bound}/{item}": "4096"
             for user in range(10)
