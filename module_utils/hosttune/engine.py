@@ -182,8 +182,8 @@ class _Run:
             new_manifest.run = {**self.request.run, "time": _utc_now()}
             new_manifest.machine = self.system.machine
             new_manifest.save()
-        elif manifest_differs:
-            new_manifest.remove()
+        elif not new_manifest.owners:
+            new_manifest.remove()  # also what a run that was killed left of it
         self.report.settings = judged
         self.report.manifest_digest = new_manifest.digest
         return self.report

@@ -54,6 +54,14 @@ class FakeHost(System):
         return converge(FakeHost.again(self), Request(owners=owners, **{**quick, **more}))
 
     @classmethod
+    def at(cls, folder: Path) -> FakeHost:
+        """A host that stands in `folder` already."""
+        found = cls.__new__(cls)
+        System.__init__(found, str(folder))
+        found.folder, found.live_writes = folder, []
+        return found
+
+    @classmethod
     def again(cls, other: FakeHost) -> FakeHost:
         """The same folder as a new process sees it; writes stay on the same record."""
         found = cls.__new__(cls)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from fake_host import FakeHost, as_root
-from hosttune import atomic, engine, lock, store, waivers
+from hosttune import engine, lock, store, waivers
 from hosttune.model import Refusal
 
 SECRET = "hunter2-of-the-exchange"  # noqa: S105 - looked for in every output
@@ -409,48 +409,6 @@ def test_a_conflict_with_another_run_of_part_of_the_roles_is_refused(host):
     host.apply(OWNERS)
     with pytest.raises(Refusal, match="two owners"):
         host.apply({"other": {"sysctl": {"vm.swappiness": "1"}}}, partial=True)
-
-
-class PowerCutError(BaseException):
-    """Nothing catches it, as nothing catches the power going."""
-
-
-def test_a_power_cut_at_any_write_leaves_a_host_that_converges_and_can_be_undone(tmp_path, monkeypatch):
-    as_root(monkeypatch)
-    writes = 0
-    for cut_at in range(1, 40):
-        host = FakeHost(tmp_path / str(cut_at))
-        before = host.snapshot()
-        count = 0
-
-        def counted(real, limit=cut_at):
-            def write(*args):
-                nonlocal count
-                count += 1
-                if count == limit:
-                    raise PowerCutError
-                return real(*args)
-
-            return write
-
-        with monkeypatch.context() as patched:
-            patched.setattr(atomic, "write", counted(atomic.write))
-            patched.setattr(atomic, "make_folders", counted(atomic.make_folders))
-            patched.setattr(FakeHost, "write_value", counted(FakeHost.write_value))
-            try:
-                host.apply(OWNERS)
-            except PowerCutError:
-                writes = cut_at
-            else:
-                break
-        done = host.apply(OWNERS)
-        assert set(verdicts(done).values()) == {"in_sync"}, f"cut at write {cut_at}"
-        assert not host.apply({}, present=False).failures
-        after = host.snapshot()
-        assert {name: squeezed(entry[3]) for name, entry in after.items()} == {
-            name: squeezed(entry[3]) for name, entry in before.items()
-        }, f"cut at write {cut_at}"
-    assert writes > 10, "the run made fewer writes than it must"
 
 
 def test_what_cannot_be_read_is_unknown_and_fails_after_the_rest_is_done(host):
