@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from .report import columns
+from .report import columns, visible
 
 SCHEMA = 1
 
@@ -29,17 +29,18 @@ def of_host(result: Mapping[str, Any], notes: Notes) -> dict[str, Any]:
     """One host's plan: worst (a class, null where nothing changes), changes, waiting, unjudged.
 
     `result` is what host_settings returned in check mode, `notes` is kind -> name -> why, risk, source.
-    `waiting` maps restart and reboot to the settings that are in force only after one, whether this run
-    would change them or they wait already.
+    `waiting` maps restart, reboot and window (the closed market) to the settings that are in force only after
+    one, whether this run would change them or they wait already.
     """
     settings = result.get("settings") or []
     changing = changes(result, notes)
-    waiting: dict[str, list[str]] = {"restart": [], "reboot": []}
+    waiting: dict[str, list[str]] = {"restart": [], "reboot": [], "window": []}
     classes = [change["class"] for change in changing]
     for one in settings:
-        pending = (one.get("waived_verdict") or one["verdict"]).startswith("pending_")
-        if one["needs"] in waiting and (one.get("changed") or pending):
-            waiting[one["needs"]].append(f"{one['kind']} {one['name']}")
+        verdict = one.get("waived_verdict") or one["verdict"]
+        what = verdict[8:] if verdict.startswith("pending_") else one["needs"] if one.get("changed") else ""
+        if what in waiting:
+            waiting[what].append(f"{one['kind']} {one['name']}")
             classes.append(class_of(one))
     return {
         "worst": max(classes, key=CLASSES.index) if classes else None,
@@ -162,12 +163,13 @@ def _table(hosts: Sequence[str], plan: Mapping[str, Any]) -> list[str]:
         for (owner, reason), count in unjudged.items()
     ]
     worst = f"worst class: {plan['worst']}" if plan["worst"] else "nothing to change"
-    return [*found, f"  {worst}; {_waiting(plan['waiting'])}"]
+    return [visible(line) for line in [*found, f"  {worst}; {_waiting(plan['waiting'])}"]]
 
 
 def _waiting(waiting: Mapping[str, Sequence[str]]) -> str:
-    words = [f"{what} for {_few(names)}" for what, names in waiting.items() if names]
-    return f"needs a {'; a '.join(words)}" if words else "nothing needs a restart or reboot"
+    said = {"restart": "needs a restart", "reboot": "needs a reboot", "window": "waits for the closed market"}
+    words = [f"{said[what]}: {_few(names)}" for what, names in waiting.items() if names]
+    return "; ".join(words) or "nothing needs a restart or reboot"
 
 
 def _few(names: Sequence[str], most: int = 8) -> str:

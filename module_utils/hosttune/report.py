@@ -64,7 +64,7 @@ def table(report: DriftReport) -> str:
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
     """Rows as aligned lines; the last column runs free. What a terminal would obey is shown as `?`."""
-    rows = [[_visible(cell) for cell in row] for row in rows]
+    rows = [[visible(cell) for cell in row] for row in rows]
     widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]) - 1)]
     return [
         "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[-1]]).rstrip()
@@ -86,7 +86,7 @@ def explanation(
     lines = [f"{entry['kind']} {entry['name']} (role {entry['owner']})"]
 
     def say(word: str, text: Any) -> None:
-        lines.append(f"  {word:<10} {_visible(str(text))}")
+        lines.append(f"  {word:<10} {visible(str(text))}")
 
     since = f" since {entry['since']}" if entry.get("since") else ""
     say("verdict", entry["verdict"] + since + (f": {entry['reason']}" if entry["reason"] else ""))
@@ -220,7 +220,7 @@ def _place(where: Mapping[str, Any]) -> str:
     return f"{where['file']}:{where['line']}" if where["line"] else str(where["file"])
 
 
-def _visible(text: str) -> str:
+def visible(text: str) -> str:
     return "".join(one if one.isprintable() else "?" for one in text)
 
 

@@ -33,9 +33,9 @@ description:
     V(topology | memory_budget(...)) divides a host's memory; it takes the fact host_topology or a number of
     bytes, and the options host_memory_limit, system, orchestrator, redis and huge_pages_of_others.
   - >-
-    V(owners | origins(notes, setting)) says from which line of the inventory or of a role's defaults the value
-    of a setting comes, and resolves the variables that its note names; V(notes | with_origins(owners)) names
-    the variable in the notes that name none.
+    V(owners | origins(notes, setting)) says from which line of the inventory or of a role's defaults the
+    value of a setting comes, and resolves the variables that its note names;
+    V(notes | with_origins(owners)) names the variable in the notes that name none.
   - >-
     V(bytes | postgres_sizing(cpus=4, disk_class='nvme', connections=100, ...)) and
     V(bytes | redis_sizing(persistence='aof', ...)) give a value, formula and reason by name.

@@ -38,7 +38,6 @@ _PROPERTIES = ("LoadState", "LoadError", "ActiveState", "UnitFileState", "Fragme
 
 class ServiceKind(Kind):
     name = "service"
-    disruption = "restarts a service"
 
     def __init__(self, system: System) -> None:
         super().__init__(system)
