@@ -46,15 +46,16 @@ _OF_THE_GROUP = re.compile(r"Tasks|Memory|CPUQuota|CPUWeight|IO\w*(Weight|Max)|A
 INTRODUCTION = """\
 # Settings
 
-Made by `tools/settings-doc` from the roles' defaults, where each setting stands with its reason; a test holds it
-current. Do not edit it here.
+Made by `tools/settings-doc` from the roles' defaults, where each setting stands with its reason; a test
+holds it current. Do not edit it here.
 
-Values that are computed are those of an example host, {host}: {notes}; {gib} GiB of memory, Debian 12. What another
-variable brings is named with it. *From* is the variable, profile or formula that decides;
+Values that are computed are those of an example host, {host}: {notes}; {gib} GiB of memory, Debian 12.
+What another variable brings is named with it. *From* is the variable, profile or formula that decides;
 `playbooks/explain.yml -e setting=NAME` shows it for a host, with its inputs and the line that set it.
 
-*Class* is what making the value live does to a host where everything runs: `silent`, `moves` (threads or interrupts),
-`resets` (a NIC), `restarts` (a service) or `reboots`. `playbooks/plan.yml` says it of each host as it is.
+*Class* is what making the value live does to a host where everything runs: `silent`, `moves` (threads or
+interrupts), `resets` (a NIC), `restarts` (a service) or `reboots`. `playbooks/plan.yml` says it of each host
+as it is.
 """
 
 Declared = dict[str, dict[str, dict[str, dict[str, Any]]]]

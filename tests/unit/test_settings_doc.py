@@ -1,4 +1,4 @@
-"""docs/settings.md says what the roles declare, and every declared setting says why, at what risk and whence."""
+"""docs/settings.md says what the roles declare, and every declared setting has its note."""
 
 from __future__ import annotations
 
