@@ -92,6 +92,11 @@ class _Module(AnsibleModule):
     def _log_invocation(self) -> None:
         self.log("Invoked")
 
+    def _load_params(self) -> None:
+        # Before options are validated: what refuses a call shows the call.
+        super()._load_params()
+        self.no_log_values.update(explain.secrets(self.params))
+
 
 def main() -> None:
     module = _Module(
@@ -106,10 +111,6 @@ def main() -> None:
         supports_check_mode=True,
     )
     options = module.params
-    for by_kind in options["owners"].values():
-        for value in (by_kind.get("file") or {}).values():
-            if isinstance(value, dict) and value.get("secret") and value.get("content"):
-                module.no_log_values.add(str(value["content"]))
     host = platform.node()
     request = engine.Request(owners=options["owners"], notes=options["notes"], packages=options["packages"])
     try:

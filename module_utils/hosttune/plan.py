@@ -144,10 +144,9 @@ def _eventful(plan: Mapping[str, Any]) -> bool:
 
 
 def _table(hosts: Sequence[str], plan: Mapping[str, Any]) -> list[str]:
-    who = names(hosts)
     if not _eventful(plan):
-        return [f"{who}: nothing to change"]
-    found = [who]
+        return [f"{who(hosts)}: nothing to change"]
+    found = [who(hosts)]
     if plan["changes"]:
         rows = [("CHANGE", "CLASS", "NEEDS", "RISK")]
         for change in plan["changes"]:
@@ -177,7 +176,7 @@ def _few(names: Sequence[str], most: int = 8) -> str:
     return ", ".join(names[:most]) + more
 
 
-def names(hosts: Sequence[str]) -> str:
+def who(hosts: Sequence[str]) -> str:
     """One host by name; several by their number, the first ones named."""
     return hosts[0] if len(hosts) == 1 else f"{len(hosts)} hosts: {_few(hosts)}"
 

@@ -105,24 +105,27 @@ def explanation(
         say("overridden", f"{other['value']}  ({_place(other)})")
     if entry["needs"] != "none":
         say("needs", entry["needs"])
-    say("class", entry.get("disruption", "silent"))
+    # What the note says of the server holds always; of what is in force already the kind says silent.
+    say("class", notes.get("class") or entry.get("disruption", "silent"))
     for word in ("why", "risk", "source"):
         if notes.get(word):
             say(word, notes[word])
     if was is not None:
         before = was.get("persisted") or {}
-        say("was before", f"live {was.get('live')}, persisted {before.get('value')}")
+        say(
+            "was before", f"live {_or_nothing(was.get('live'))}, persisted {_or_nothing(before.get('value'))}"
+        )
     return "\n".join(lines) + "\n"
 
 
 def _origin(origin: Mapping[str, Any]) -> list[str]:
     """The line of the inventory or of a role's defaults that decided, then what it was computed from."""
     found = []
-    if origin.get("file"):
+    if origin.get("line"):
         variable = f"{origin['variable']} in " if origin.get("variable") else ""
         found.append(f"{variable}{_place(origin)}")
     for one in origin.get("inputs", []):
-        where = f"  ({_place(one)})" if one["file"] else ""
+        where = f"  ({_place(one)})" if one["file"] else ""  # none where a lookup or a task made it
         found.append(f"{one['name']} = {_short(one['value'])}{where}")
     return found
 
@@ -222,6 +225,10 @@ def _place(where: Mapping[str, Any]) -> str:
 
 def visible(text: str) -> str:
     return "".join(one if one.isprintable() else "?" for one in text)
+
+
+def _or_nothing(value: str | None) -> str:
+    return "nothing" if value is None else value
 
 
 def _short(value: str | None) -> str:

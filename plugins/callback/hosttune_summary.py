@@ -136,8 +136,9 @@ class CallbackModule(CallbackBase):
         else:
             self._list("Changed", alike({host: self.changes.get(host, []) for host in settings}))
             self._list("Services", alike({host: service_lines(one) for host, one in settings.items()}))
-        self._list("Wrong", alike({host: self._wrong(one) for host, one in settings.items()}), error)
-        self._list("Pending", alike({host: self._pending(one) for host, one in settings.items()}), warning)
+            self._list("Wrong", alike({host: self._wrong(one) for host, one in settings.items()}), error)
+            pending = alike({host: self._pending(one) for host, one in settings.items()})
+            self._list("Pending", pending, warning)
         self._list("Failed", alike({host: self._failures(host) for host in self._hosts()}), error)
         moved = [host for host, one in settings.items() if one.get("topology_matches") is False]
         self._list("No longer the machine the values were computed for", moved, error)
@@ -152,8 +153,6 @@ class CallbackModule(CallbackBase):
         return sorted({host for found in self.results.values() for host in found})
 
     def _wrong(self, result: Result) -> list[str]:
-        if self.checked:
-            return []
         return [
             f"{one['owner']}: {one['kind']} {one['name']} is {one['verdict']}: {one['reason']}"
             for one in result.get("settings") or []
@@ -202,7 +201,7 @@ class CallbackModule(CallbackBase):
         self._display.display("")
         self._display.display(title, color=color)
         shown = lines[:MOST_LINES] if short else lines
-        self._lines((f"  {line}" for line in shown), color)
+        self._lines((f"  {line}".rstrip() for line in shown), color)
         if len(lines) > len(shown):
             self._display.display(f"  and {len(lines) - len(shown)} more, in the report")
 
@@ -214,7 +213,7 @@ class CallbackModule(CallbackBase):
                 text = report.explanation(one, one["notes"], one["was"], one["origin"])
                 hosts_of.setdefault(text, []).append(host)
         for text, hosts in hosts_of.items():
-            self._list(plan.names(hosts), text.splitlines(), short=False)
+            self._list(plan.who(hosts), text.splitlines(), short=False)
 
     def _reports(self, unreachable: list[str], failed: list[str]) -> list[str]:
         """Writes what this run has to tell, and says where it is."""
