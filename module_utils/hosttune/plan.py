@@ -38,10 +38,10 @@ def of_host(result: Mapping[str, Any], notes: Notes) -> dict[str, Any]:
     classes = [change["class"] for change in changing]
     for one in settings:
         verdict = one.get("waived_verdict") or one["verdict"]
-        what = verdict[8:] if verdict.startswith("pending_") else one["needs"] if one.get("changed") else ""
+        what = verdict[8:] if verdict.startswith("pending_") else needs_of(one) if one.get("changed") else ""
         if what in waiting:
             waiting[what].append(f"{one['kind']} {one['name']}")
-            classes.append(class_of(one))
+            classes.append(class_of(one, what))
     return {
         "worst": max(classes, key=CLASSES.index) if classes else None,
         "changes": changing,
@@ -60,9 +60,21 @@ def changes(result: Mapping[str, Any], notes: Notes) -> list[dict[str, Any]]:
     return found + [_given_back(one) for one in result.get("undone") or []]
 
 
-def class_of(entry: Mapping[str, Any]) -> str:
-    """The class of disruption of a judged setting."""
-    return str(entry.get("disruption", "silent"))
+def needs_of(entry: Mapping[str, Any]) -> str:
+    """What it takes until a value is in force.
+
+    Kinds say it of the planes as they are. Once another value is written, a process that runs with the old
+    one has to restart.
+    """
+    needs, process = str(entry["needs"]), entry.get("process")
+    outlived = process is not None and process != entry["desired"]
+    return "restart" if entry.get("changed") and outlived and needs in ("none", "reload") else needs
+
+
+def class_of(entry: Mapping[str, Any], waits_for: str) -> str:
+    """The class of disruption of a judged setting that is in force only after `waits_for`."""
+    least = {"restart": "restarts", "reboot": "reboots"}.get(waits_for, "silent")
+    return max(str(entry.get("disruption", "silent")), least, key=CLASSES.index)
 
 
 def _change(one: Mapping[str, Any], notes: Notes) -> dict[str, Any]:
@@ -79,8 +91,8 @@ def _change(one: Mapping[str, Any], notes: Notes) -> dict[str, Any]:
         "to": _masked(one["desired"]),
         "live": before.get("verdict") not in _LIVE_RIGHT and was != one["desired"],
         "given_back": False,
-        "class": class_of(one),
-        "needs": one["needs"],
+        "class": class_of(one, needs_of(one)),
+        "needs": needs_of(one),
         "risk": notes.get(one["kind"], {}).get(one["name"], {}).get("risk"),
     }
 
@@ -96,7 +108,7 @@ def _given_back(one: Mapping[str, Any]) -> dict[str, Any]:
         "to": _masked(was),
         "live": True,
         "given_back": True,
-        "class": class_of(one),
+        "class": str(one.get("disruption", "silent")),
         "needs": one.get("needs", "none"),
         "risk": None,
     }

@@ -128,8 +128,26 @@ def test_what_waits_is_what_would_change_or_waits_already():
         "reboot": ["sysctl b"],
         "window": ["nic f"],
     }
-    assert found["worst"] == "reboots"
+    assert found["worst"] == "reboots", "the class of what waits counts too"
     assert [change["name"] for change in found["changes"]] == ["a", "e"]
+
+
+@pytest.mark.parametrize(
+    ("process", "needs", "told"),
+    [
+        ("65536:524288", "none", ("restarts", "restart")),
+        ("65536:524288", "reload", ("restarts", "restart")),
+        ("60000:524288", "none", ("silent", "none")),
+        (None, "none", ("silent", "none")),
+    ],
+)
+def test_a_process_that_runs_with_the_old_value_has_to_restart(process, needs, told):
+    more = {"needs": needs} if process is None else {"needs": needs, "process": process}
+    found = of(entry("unit", "a.service/Service/LimitNOFILE", "65536", "65536", "60000:524288", **more))
+    (change,) = found["changes"]
+    assert (change["class"], change["needs"]) == told
+    waiting = ["unit a.service/Service/LimitNOFILE"] if told[1] == "restart" else []
+    assert found["waiting"]["restart"] == waiting
 
 
 def test_hosts_with_the_same_plan_share_one_table_and_quiet_ones_one_line():
