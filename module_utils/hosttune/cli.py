@@ -11,8 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from . import atomic, drift, lock, report
-from .kinds.base import did_you_mean
+from . import asking, atomic, drift, lock, report
 from .model import FileImage, Refusal
 from .store import Ledger
 from .system import System
@@ -98,19 +97,14 @@ def _write(path: str, text: str) -> None:
 
 def _explain(system: System, words: Sequence[str], grace_seconds: float) -> int:
     _manifest, settings, _observer = drift.recall_manifest(system)
-    name, kind = words[-1], words[0] if len(words) > 1 else ""
-    found = [one for one in settings if one.name == name and kind in ("", one.kind)]
-    if not found or len(words) > 2:
-        raise Refusal(
-            "no such setting in this host's manifest",
-            thing=" ".join(words),
-            remedy=did_you_mean(name, [one.name for one in settings]) or "Give [KIND] NAME",
-        )
-    checked = drift.check(system, grace_seconds, only=[one.key for one in found])
+    meant = asking.find(
+        [one.key for one in settings], " ".join(words), "in this host's manifest", "Give [KIND] NAME"
+    )
+    checked = drift.check(system, grace_seconds, only=meant)
     if checked.error:
         raise Refusal(checked.error)
     ledger = Ledger(system)
-    notes = {one.key: one.notes for one in found}
+    notes = {one.key: one.notes for one in settings}
     for entry in checked.settings:
         key = (entry["kind"], entry["name"])
         sys.stdout.write(report.explanation(entry, notes[key], ledger.entry(*key)))

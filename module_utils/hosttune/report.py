@@ -64,7 +64,7 @@ def table(report: DriftReport) -> str:
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
     """Rows as aligned lines; the last column runs free. What a terminal would obey is shown as `?`."""
-    rows = [["".join(one if one.isprintable() else "?" for one in cell) for cell in row] for row in rows]
+    rows = [[visible(cell) for cell in row] for row in rows]
     widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]) - 1)]
     return [
         "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[-1]]).rstrip()
@@ -72,17 +72,29 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def explanation(entry: Mapping[str, Any], notes: Mapping[str, str], was: Mapping[str, Any] | None) -> str:
-    """One setting with every plane, why it is so, and what it was before the suite came."""
+def explanation(
+    entry: Mapping[str, Any],
+    notes: Mapping[str, str],
+    was: Mapping[str, Any] | None,
+    origin: Mapping[str, Any] | None = None,
+) -> str:
+    """One setting with every plane, where its value comes from, why, and what it was before the suite came.
+
+    `origin`, known on the controller only, is {variable, file, line, inputs: [{name, value, file, line}]}.
+    """
     persisted = entry["persisted"]
     lines = [f"{entry['kind']} {entry['name']} (role {entry['owner']})"]
 
     def say(word: str, text: Any) -> None:
-        lines.append(f"  {word:<10} {text}")
+        lines.append(f"  {word:<10} {visible(str(text))}")
 
     since = f" since {entry['since']}" if entry.get("since") else ""
     say("verdict", entry["verdict"] + since + (f": {entry['reason']}" if entry["reason"] else ""))
-    say("desired", entry["desired"])
+    say("desired", entry["desired"] + (f"  ({notes['unit']})" if notes.get("unit") else ""))
+    if notes.get("from"):
+        say("from", notes["from"])
+    for text in _origin(origin or {}):
+        say("", text)
     if entry["live"] is not None:
         say("live", entry["live"])
     if entry.get("process") is not None:
@@ -93,12 +105,29 @@ def explanation(entry: Mapping[str, Any], notes: Mapping[str, str], was: Mapping
         say("overridden", f"{other['value']}  ({_place(other)})")
     if entry["needs"] != "none":
         say("needs", entry["needs"])
-    for word in sorted(notes, key=lambda one: (one not in ("why", "risk", "source"), one)):
-        say(word, notes[word])
+    # What the note says of the server holds always; of what is in force already the kind says silent.
+    say("class", notes.get("class") or entry.get("disruption", "silent"))
+    for word in ("why", "risk", "source"):
+        if notes.get(word):
+            say(word, notes[word])
     if was is not None:
         before = was.get("persisted") or {}
-        say("was before", f"live {was.get('live')}, persisted {before.get('value')}")
+        say(
+            "was before", f"live {_or_nothing(was.get('live'))}, persisted {_or_nothing(before.get('value'))}"
+        )
     return "\n".join(lines) + "\n"
+
+
+def _origin(origin: Mapping[str, Any]) -> list[str]:
+    """The line of the inventory or of a role's defaults that decided, then what it was computed from."""
+    found = []
+    if origin.get("line"):
+        variable = f"{origin['variable']} in " if origin.get("variable") else ""
+        found.append(f"{variable}{_place(origin)}")
+    for one in origin.get("inputs", []):
+        where = f"  ({_place(one)})" if one["file"] else ""  # none where a lookup or a task made it
+        found.append(f"{one['name']} = {_short(one['value'])}{where}")
+    return found
 
 
 def junit(report: DriftReport) -> str:
@@ -204,6 +233,14 @@ def _worst_first(settings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def _place(where: Mapping[str, Any]) -> str:
     """File and line; a file that is one value as a whole has no line."""
     return f"{where['file']}:{where['line']}" if where["line"] else str(where["file"])
+
+
+def visible(text: str) -> str:
+    return "".join(one if one.isprintable() else "?" for one in text)
+
+
+def _or_nothing(value: str | None) -> str:
+    return "nothing" if value is None else value
 
 
 def _short(value: str | None) -> str:

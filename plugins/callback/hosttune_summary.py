@@ -6,8 +6,8 @@ import getpass
 import json
 import os
 import subprocess
+import sys
 import time
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,37 +15,31 @@ from typing import Any
 from ansible import constants as C
 from ansible.plugins.callback import CallbackBase
 
+# The engine is a plain package: on hosts it arrives as ansible.module_utils.hosttune, here by path.
+_MODULE_UTILS = str(Path(__file__).resolve().parents[2] / "module_utils")
+if _MODULE_UTILS not in sys.path:
+    sys.path.insert(0, _MODULE_UTILS)
+
+from hosttune import plan, report  # noqa: E402 - after the path is set
+from hosttune.summary import alike, change_lines, service_lines, verdict_table  # noqa: E402
+from hosttune.verdicts import BAD  # noqa: E402
+
 DOCUMENTATION = r"""
 name: hosttune_summary
 type: aggregate
 short_description: Table of settings, services, pending changes, validation and releases at the end of a run
 description:
-  - Looks at results of the modules host_settings, host_validation and orchestrator_release only.
-  - Writes C(reports/RUN/settings.json) beside C(ansible.cfg). The modules keep secrets out of their results.
+  - Looks at results of the modules host_settings, host_explain, host_validation and orchestrator_release.
+  - Writes C(reports/RUN/settings.json) beside C(ansible.cfg), in check mode C(plan.json) too, and
+    C(explain.json) of host_explain. The modules keep secrets out of their results.
   - Names the run (E(HOSTTUNE_RUN_ID), E(HOSTTUNE_COMMIT), E(HOSTTUNE_OPERATOR)) where nobody has, so that
     hosts and reports record the same name.
 requirements:
   - enabled by C(callbacks_enabled) in ansible.cfg
 """
 
-MODULES = ("host_settings", "host_validation", "orchestrator_release")
+MODULES = ("host_settings", "host_explain", "host_validation", "orchestrator_release")
 
-#: Columns of the table of settings, in this order; verdicts that nobody has are left out.
-VERDICTS = (
-    "in_sync",
-    "shadowed",
-    "clamped",
-    "unsupported",
-    "waived",
-    "pending_restart",
-    "pending_reboot",
-    "pending_window",
-    "boot_bomb",
-    "live_drift",
-    "drift",
-    "unknown",
-)
-BAD = ("boot_bomb", "live_drift", "drift", "unknown")
 #: Lines of one kind shown in full; the report has all.
 MOST_LINES = 12
 
@@ -79,105 +73,6 @@ def _commit(root: Path) -> str:
     return ended.stdout.strip()
 
 
-def grid(rows: Iterable[Iterable[object]]) -> list[str]:
-    """Rows as aligned lines: the first column to the left, numbers to the right."""
-    cells = [[str(cell) for cell in row] for row in rows]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
-    return [
-        "  ".join(
-            cell.rjust(width) if column and (cell.isdigit() or not cell) else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths))
-        ).rstrip()
-        for row in cells
-    ]
-
-
-def names(hosts: list[str]) -> str:
-    """Hosts in a few words: all of them up to three, else the first and how many."""
-    return ", ".join(hosts) if len(hosts) <= 3 else f"{hosts[0]} and {len(hosts) - 1} more"
-
-
-def verdict_table(hosts: Mapping[str, Result]) -> list[str]:
-    """Settings by role, a column a verdict; hosts that look alike share their lines."""
-    counted: dict[str, dict[str, Counter[str]]] = {}
-    for host, result in sorted(hosts.items()):
-        for one in result.get("settings") or []:
-            counted.setdefault(host, {}).setdefault(one["owner"], Counter())[one["verdict"]] += 1
-    if not counted:
-        return []
-    like: dict[str, list[str]] = {}
-    for host, by_owner in counted.items():
-        like.setdefault(json.dumps(by_owner), []).append(host)
-    columns = [
-        name
-        for name in VERDICTS
-        if any(counts[name] for found in counted.values() for counts in found.values())
-    ]
-    rows: list[list[object]] = [["host", "role", "settings", *columns]]
-    for same in like.values():
-        for row, (owner, counts) in enumerate(counted[same[0]].items()):
-            cells = [counts[name] or "" for name in columns]
-            rows.append(["" if row else names(same), owner, sum(counts.values()), *cells])
-    return grid(rows)
-
-
-def alike(lines: Mapping[str, list[str]]) -> list[str]:
-    """Lines of several hosts, each said once with the hosts it is of."""
-    hosts_of: dict[str, list[str]] = {}
-    for host, said in lines.items():
-        for line in said:
-            hosts_of.setdefault(line, []).append(host)
-    everybody = len(lines)
-    found = []
-    for line, hosts in hosts_of.items():
-        if everybody == 1 or len(hosts) == everybody:
-            found.append(line if everybody == 1 else f"{line}  (all hosts)")
-        else:
-            found.append(f"{line}  ({names(hosts)})")
-    return found
-
-
-def change_lines(result: Result) -> list[str]:
-    """What the call changed or (check mode) would change, before and after."""
-    found = []
-    for one in result.get("settings") or []:
-        if one.get("changed"):
-            before = one.get("before") or {}
-            planes = [before.get("live"), before.get("persisted")]
-            if one["kind"] == "service":  # its planes are words that stand side by side
-                planes = [" ".join(str(plane) for plane in reversed(planes) if plane is not None)]
-            was = next((plane for plane in planes if plane is not None), None)
-            if one["kind"] == "file":
-                found.append(f"{one['owner']}: file {one['name']}")
-                continue
-            same = "" if was != one["desired"] else " (to be kept at the next boot)"
-            was_text = "not set" if was is None else was
-            found.append(f"{one['owner']}: {one['kind']} {one['name']}: {was_text} -> {one['desired']}{same}")
-    for one in result.get("undone") or []:
-        given = one.get("live") if one.get("live") is not None else one.get("persisted")
-        shown = "not set" if given is None else "as it was" if one["kind"] == "file" else given
-        found.append(f"{one['owner']}: {one['kind']} {one['name']} given back: {shown}")
-    return found
-
-
-def unknown_lines(result: Result) -> list[str]:
-    """What check mode could not judge, counted by role and reason."""
-    counted = Counter(
-        (one["owner"], one["reason"]) for one in result.get("settings") or [] if one["verdict"] == "unknown"
-    )
-    return [f"{owner}: {count} settings: {reason}" for (owner, reason), count in counted.items()]
-
-
-def service_lines(result: Result) -> list[str]:
-    """Services that were asked to run, and which of them do."""
-    services = [one for one in result.get("settings") or [] if one["kind"] == "service"]
-    asked = [one for one in services if "active" in one["desired"].split()]
-    up = [one["name"] for one in asked if "active" in str(one.get("live")).split()]
-    down = [one["name"] for one in asked if one["name"] not in up]
-    words = ([f"up: {', '.join(up)}"] if up else []) + ([f"NOT up: {', '.join(down)}"] if down else [])
-    return ["; ".join(words)] if words else []
-
-
 class CallbackModule(CallbackBase):
     """Collects while the run goes on, prints at its end."""
 
@@ -195,6 +90,8 @@ class CallbackModule(CallbackBase):
         self.results: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in MODULES}
         #: what host_settings changed in all its calls of this run, by host
         self.changes: dict[str, list[str]] = {}
+        #: what check mode says that a run would change, by host
+        self.plans: dict[str, dict[str, Any]] = {}
         self.checked = False
 
     # collecting
@@ -217,9 +114,12 @@ class CallbackModule(CallbackBase):
         for internal in ("invocation", "diff", "ansible_facts"):
             found.pop(internal, None)
         self.results[module][host] = found
+        checked = bool(result.task_fields.get("check_mode"))
+        self.checked = self.checked or checked
         if module == "host_settings":
-            self.checked = self.checked or bool(result.task_fields.get("check_mode"))
             self.changes.setdefault(host, []).extend(change_lines(found))
+            if checked and not failed:
+                self.plans[host] = plan.of_host(found, result.task_fields["args"].get("notes") or {})
 
     # telling
 
@@ -230,16 +130,15 @@ class CallbackModule(CallbackBase):
         settings = self.results["host_settings"]
         self._head()
         self._lines(verdict_table(settings))
-        changes = alike({host: self.changes.get(host, []) for host in settings})
-        self._list("Would change" if self.checked else "Changed", changes, short=not self.checked)
+        self._explained()
         if self.checked:
-            self._list(
-                "Cannot be said yet", alike({host: unknown_lines(one) for host, one in settings.items()})
-            )
+            self._list("Would change", plan.lines(self.plans), short=False)
         else:
+            self._list("Changed", alike({host: self.changes.get(host, []) for host in settings}))
             self._list("Services", alike({host: service_lines(one) for host, one in settings.items()}))
-        self._list("Wrong", alike({host: self._wrong(one) for host, one in settings.items()}), error)
-        self._list("Pending", alike({host: self._pending(one) for host, one in settings.items()}), warning)
+            self._list("Wrong", alike({host: self._wrong(one) for host, one in settings.items()}), error)
+            pending = alike({host: self._pending(one) for host, one in settings.items()})
+            self._list("Pending", pending, warning)
         self._list("Failed", alike({host: self._failures(host) for host in self._hosts()}), error)
         moved = [host for host, one in settings.items() if one.get("topology_matches") is False]
         self._list("No longer the machine the values were computed for", moved, error)
@@ -248,14 +147,12 @@ class CallbackModule(CallbackBase):
         released = self.results["orchestrator_release"].items()
         self._list("Releases", [self._release(host, one) for host, one in sorted(released)])
         self._list("Unreachable", sorted(stats.dark), C.COLOR_UNREACHABLE)
-        self._list("Report", [self._write(sorted(stats.dark), sorted(stats.failures))])
+        self._list("Report", self._reports(sorted(stats.dark), sorted(stats.failures)))
 
     def _hosts(self) -> list[str]:
         return sorted({host for found in self.results.values() for host in found})
 
     def _wrong(self, result: Result) -> list[str]:
-        if self.checked:
-            return []
         return [
             f"{one['owner']}: {one['kind']} {one['name']} is {one['verdict']}: {one['reason']}"
             for one in result.get("settings") or []
@@ -304,13 +201,27 @@ class CallbackModule(CallbackBase):
         self._display.display("")
         self._display.display(title, color=color)
         shown = lines[:MOST_LINES] if short else lines
-        self._lines((f"  {line}" for line in shown), color)
+        self._lines((f"  {line}".rstrip() for line in shown), color)
         if len(lines) > len(shown):
             self._display.display(f"  and {len(lines) - len(shown)} more, in the report")
 
-    def _write(self, unreachable: list[str], failed: list[str]) -> str:
-        folder = self.root / "reports" / self.run["run_id"]
-        report = {
+    def _explained(self) -> None:
+        """What host_explain answered; hosts with the same answer share it."""
+        hosts_of: dict[str, list[str]] = {}
+        for host, found in sorted(self.results["host_explain"].items()):
+            for one in found.get("explained") or []:
+                text = report.explanation(one, one["notes"], one["was"], one["origin"])
+                hosts_of.setdefault(text, []).append(host)
+        for text, hosts in hosts_of.items():
+            self._list(plan.who(hosts), text.splitlines(), short=False)
+
+    def _reports(self, unreachable: list[str], failed: list[str]) -> list[str]:
+        """Writes what this run has to tell, and says where it is."""
+        told = {"run": self.run, "unreachable": unreachable}
+        why = {
+            host: "; ".join(self._failures(host)) or "failed before its settings were read" for host in failed
+        }
+        settings = {
             "schema": 1,
             "playbook": self.playbook,
             "check_mode": self.checked,
@@ -320,10 +231,22 @@ class CallbackModule(CallbackBase):
             "changes": self.changes,
             **{module: found for module, found in self.results.items() if found},
         }
-        path = folder / "settings.json"
+        written = []
+        if self.results["host_explain"]:
+            explained = {
+                host: found.get("explained") or [] for host, found in self.results["host_explain"].items()
+            }
+            content = {"schema": 1, **told, "hosts": explained, "failed": why}
+            return [self._write("explain.json", content)]
+        if self.plans:
+            written.append(self._write("plan.json", plan.document(self.plans, failed=why, **told)))
+        return [self._write("settings.json", settings), *written]
+
+    def _write(self, name: str, content: Mapping[str, Any]) -> str:
+        path = self.root / "reports" / self.run["run_id"] / name
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(report, indent=1, default=str) + "\n", encoding="utf-8")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
         except OSError as error:
             return f"could not be written to {path}: {error.strerror}"
         return str(path.relative_to(self.root))

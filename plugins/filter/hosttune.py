@@ -8,14 +8,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ansible._internal._datatag._tags import Origin  # where a value was written: nothing public tells it
 from ansible.errors import AnsibleFilterError
+from ansible.parsing.vault import VaultedValue
+from jinja2 import pass_context
+from jinja2.runtime import Context
 
 # The engine is a plain package: on hosts it arrives as ansible.module_utils.hosttune, here by path.
-_MODULE_UTILS = str(Path(__file__).resolve().parents[2] / "module_utils")
+_PROJECT = str(Path(__file__).resolve().parents[2])
+_MODULE_UTILS = f"{_PROJECT}/module_utils"
 if _MODULE_UTILS not in sys.path:
     sys.path.insert(0, _MODULE_UTILS)
 
-from hosttune import cpulist, cpuplan, sizing  # noqa: E402 - after the path is set
+from hosttune import asking, cpulist, cpuplan, origin, sizing  # noqa: E402 - after the path is set
 from hosttune.model import Refusal  # noqa: E402
 
 DOCUMENTATION = r"""
@@ -27,6 +32,10 @@ description:
   - >-
     V(topology | memory_budget(...)) divides a host's memory; it takes the fact host_topology or a number of
     bytes, and the options host_memory_limit, system, orchestrator, redis and huge_pages_of_others.
+  - >-
+    V(owners | origins(notes, setting)) says from which line of the inventory or of a role's defaults the
+    value of a setting comes, and resolves the variables that its note names;
+    V(notes | with_origins(owners)) names the variable in the notes that name none.
   - >-
     V(bytes | postgres_sizing(cpus=4, disk_class='nvme', connections=100, ...)) and
     V(bytes | redis_sizing(persistence='aof', ...)) give a value, formula and reason by name.
@@ -95,6 +104,83 @@ def _memory(total: Mapping[str, Any] | int | str) -> int | str:
     return int(limit)
 
 
+def _place(value: Any) -> origin.Place:
+    tag = Origin.get_tag(value)
+    if tag is None:
+        return origin.NOWHERE
+    return origin.place(tag.path, tag.line_num, tag.description, _PROJECT)
+
+
+@_told
+def with_origins(
+    notes: Mapping[str, Mapping[str, Any]], owners: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """The notes, each with the variable its value was written in where it does not say so itself (`from`)."""
+    found = {kind: dict(of_kind) for kind, of_kind in notes.items()}
+    for by_kind in owners.values():
+        for kind, names in by_kind.items():
+            for name, value in names.items():
+                note, place = found.setdefault(kind, {}).get(name, {}), _place(_text_of(value))
+                said = origin.said(place)
+                # What a role says of its own default is not so where the inventory decided.
+                if said and (not note.get("from") or origin.outside_roles(place)):
+                    found[kind][name] = {**note, "from": said}
+    return found
+
+
+@pass_context
+@_told
+def origins(
+    context: Context,
+    owners: Mapping[str, Mapping[str, Any]],
+    notes: Mapping[str, Mapping[str, Any]],
+    setting: str,
+) -> dict[str, dict[str, Any]]:
+    """kind -> name -> {variable, file, line, inputs: [{name, value, variable, file, line}]} of a setting.
+
+    Inputs are the variables that the note's `from` names. Files have none, and nothing from a vault is told.
+    """
+    values = {
+        (kind, name): value
+        for by_kind in owners.values()
+        for kind, names in by_kind.items()
+        for name, value in names.items()
+    }
+    found: dict[str, dict[str, Any]] = {}
+    try:
+        meant = asking.find(values, setting, "", "")
+    except Refusal:
+        return {}  # the module says it, with the host's name
+    for kind, name in meant:
+        place = _place(_text_of(values[kind, name]))
+        words = origin.words(notes.get(kind, {}).get(name, {}).get("from", "")) if kind != "file" else []
+        inputs = [
+            {"name": word, "value": _told_value(context[word]), **_place(context[word])}
+            for word in words
+            if word in context and word != place["variable"]
+        ]
+        found.setdefault(kind, {})[name] = {**place, "inputs": inputs}
+    return found
+
+
+def _told_value(value: Any) -> str:
+    return "(from a vault)" if _is_vaulted(value) else origin.text(value)
+
+
+def _is_vaulted(value: Any) -> bool:
+    """Whether this, or anything in it, was decrypted by ansible-vault."""
+    if isinstance(value, Mapping):
+        return any(_is_vaulted(one) for one in value.values())
+    if isinstance(value, (list, tuple)):
+        return any(_is_vaulted(one) for one in value)
+    return bool(VaultedValue.is_tagged_on(value))
+
+
+def _text_of(value: Any) -> Any:
+    """Of a file, what stands in it."""
+    return value.get("content") if isinstance(value, Mapping) else value
+
+
 class FilterModule:
     """What Ansible loads."""
 
@@ -103,6 +189,8 @@ class FilterModule:
             "cpu_plan": cpu_plan,
             "cpu_plan_picture": cpu_plan_picture,
             "memory_budget": memory_budget,
+            "origins": origins,
             "postgres_sizing": postgres_sizing,
             "redis_sizing": redis_sizing,
+            "with_origins": with_origins,
         }
