@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from hosttune import verdicts
 from hosttune.kinds import postgres
-from hosttune.kinds.postgres import Parameter, PostgresKind, canonical, quote
+from hosttune.kinds.postgres import PostgresKind, quote
 from hosttune.model import Change, Refusal, Setting
+from hosttune.pgvalues import Parameter, canonical
 from hosttune.system import Ran, System
 from hypothesis import given
 from hypothesis import strategies as st
@@ -45,6 +46,7 @@ work_mem|4096|kB|user|integer|default|64|2147483647||f|4MB
 MAIN = "/etc/postgresql/15/main/postgresql.conf"
 OURS = "/etc/postgresql/15/main/conf.d/60-hosttune-postgres.conf"
 AUTO = "/var/lib/postgresql/15/main/postgresql.auto.conf"
+WAITS = "setting could not be applied"
 #: sourcefile|sourceline|name|setting|applied|error, by seqno
 LINES = f"""\
 {MAIN}|65|max_connections|100|f|
@@ -69,10 +71,14 @@ class FakeServer(System):
         super().__init__(str(root))
         self.settings = {line.split("|")[0]: line.split("|") for line in SETTINGS.splitlines()}
         self.lines = [line.split("|") for line in LINES.splitlines()]
+        #: name|value of dotted names without a library; role|database|name|value of pg_db_role_setting
+        self.custom: list[list[str]] = []
+        self.overrides: list[list[str]] = []
         self.calls: list[tuple[str, ...]] = []
         self.error = ""
         self.on_reload = lambda: None
-        for name, text in ((MAIN, CONF), ("/var/lib/postgresql/15/main/postmaster.pid", PID)):
+        program = "/usr/lib/postgresql/15/bin/postgres"
+        for name, text in ((MAIN, CONF), (program, ""), ("/var/lib/postgresql/15/main/postmaster.pid", PID)):
             path = root / name.lstrip("/")
             path.parent.mkdir(parents=True)
             path.write_text(text)
@@ -106,9 +112,14 @@ class FakeServer(System):
             return Ran(0, "t\n", "")
         # Nothing may be set in the session before it has read the server's own values.
         assert stdin.index("FROM pg_settings") < stdin.index("SET lc_messages")
-        first = "\x1e".join("\x1f".join(["S", *row]) for row in self.settings.values())
-        second = "\x1e".join("\x1f".join(["F", *row]) for row in self.lines)
-        return Ran(0, f"{first}\n{second}\n" if second else f"{first}\n", "")
+        results = (
+            ("S", self.settings.values()),
+            ("F", self.lines),
+            ("P", self.custom),
+            ("O", self.overrides),
+        )
+        shown = ["\x1e".join("\x1f".join([mark, *row]) for row in rows) for mark, rows in results]
+        return Ran(0, "".join(f"{one}\n" for one in shown if one), "")
 
 
 @pytest.fixture
@@ -200,7 +211,11 @@ def test_what_a_change_will_need_is_known_before_it_is_made(server: FakeServer) 
 
 
 def test_an_extensions_parameter_is_there_after_a_restart(server: FakeServer) -> None:
-    server.lines += [[OURS, "2", "pg_stat_statements.max", "5000", "t", ""]]
+    server.lines += [
+        [OURS, "2", "pg_stat_statements.max", "5000", "t", ""],
+        [OURS, "3", "shared_preload_libraries", "auto_explain, pg_stat_statements", "f", WAITS],
+    ]
+    server.custom += [["pg_stat_statements.max", "5000"]]
     kind = PostgresKind(server)
     kind.check([setting(kind, "pg_stat_statements.max", "5000")], {})
     assert verdict(kind, "pg_stat_statements.max", "5000")[0] == "pending_restart"
@@ -215,7 +230,9 @@ def test_servers_that_cannot_be_asked_are_unknown(server: FakeServer, tmp_path: 
     )
     (tmp_path / "var/lib/postgresql/15/main/postmaster.pid").unlink()
     assert verdict(kind, "jit", "on") == ("unknown", "cluster 15/main is not running")
-    assert kind.read(["16/main/jit"])["16/main/jit"].unknown == "cluster 16/main does not exist"
+    assert kind.read(["16/main/jit"])["16/main/jit"].unknown == (
+        "cluster 16/main does not exist"
+    )
 
 
 # values
@@ -225,21 +242,21 @@ def parameter(unit: str, vartype: str = "integer") -> Parameter:
     return Parameter("x", "", unit, "user", vartype, "default", "", "", (), False, "")
 
 
-@given(st.integers(0, 2**22), st.sampled_from(["kB", "MB", "GB"]), st.sampled_from(["8kB", "kB", "B"]))
+@given(st.integers(0, 2**10), st.sampled_from(["kB", "MB", "GB"]), st.sampled_from(["8kB", "kB"]))
 def test_sizes_in_any_unit_are_the_same(number: int, unit: str, base: str) -> None:
     known = parameter(base)
     size = number * {"kB": 1024, "MB": 1024**2, "GB": 1024**3}[unit]
-    page = {"8kB": 8192, "kB": 1024, "B": 1}[base]
+    page = {"8kB": 8192, "kB": 1024}[base]
     pages = round(size / page)
     assert (
-        canonical(known, f"{number}{unit}") == canonical(known, f" {number} {unit} ") == float(pages * page)
+        canonical(known, f"{number}{unit}") == canonical(known, f" {number} {unit} ") == float(pages)
     )
     assert canonical(known, f"{number}{unit}") == canonical(known, str(pages))
     assert canonical(known, str(pages)) != canonical(known, str(pages + 1))
 
 
 @given(
-    st.integers(0, 10**6), st.sampled_from(["ms", "s", "min", "h", "d"]), st.sampled_from(["ms", "s", "min"])
+    st.integers(0, 20), st.sampled_from(["ms", "s", "min", "h", "d"]), st.sampled_from(["ms", "s", "min"])
 )
 def test_times_in_any_unit_are_the_same(number: int, unit: str, base: str) -> None:
     known = parameter(base)
