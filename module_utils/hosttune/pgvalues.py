@@ -17,10 +17,15 @@ _MICROSECONDS = {"d": 86400 * 10**6, "h": 3600 * 10**6, "min": 60 * 10**6, "s": 
 #: Units of pg_settings that are a block and no unit of a value.
 _BLOCK = re.compile(r"(\d+)(kB|MB)\Z")
 _INTEGER = re.compile(r"\s*([+-]?(?:0[xX][0-9a-fA-F]+|\d+))(?![\d.eE])")
-_FLOAT = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)")
+_FLOAT = re.compile(
+    r"\s*([+-]?(?:0[xX][0-9a-fA-F]+(?:\.[0-9a-fA-F]*)?(?:[pP][+-]?\d+)?|"
+    r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?))"
+)
 _LARGEST_INTEGER = 2**31 - 1
 #: Reals are printed with six digits, so that two within half of the last one cannot be told apart.
 _PRINTED = 5.5e-6
+#: What the server makes of less; -1 leaves the choice to it.
+_RAISED = {"wal_buffers": 4.0}
 #: Enum values that are another name of one that SHOW prints; pg_settings does not list all of them.
 _ENUM_ALIASES = {
     ("wal_compression", "on"): "pglz",
@@ -132,6 +137,8 @@ def canonical(known: Parameter, text: str) -> object:
         number = float(round(number))
         if abs(number) > _LARGEST_INTEGER:
             raise ValueError(f"{text} is out of range")
+    if number >= 0:
+        number = max(number, _RAISED.get(known.name, 0.0))
     return number
 
 
@@ -155,9 +162,10 @@ def _number(text: str, *, whole: bool) -> tuple[float, str]:
             number = -number
     else:
         found = _FLOAT.match(text)
-        if found is None:
+        # strtol(3) stops before the sign of "+.5", so that the server never comes to strtod(3).
+        if found is None or (whole and found[1][0] in "+-" and found[1][1] == "."):
             raise ValueError(f"'{text}' is no number")
-        number = float(found[1])
+        number = float.fromhex(found[1]) if "x" in found[1].lower() else float(found[1])
         if math.isinf(number):
             raise ValueError(f"'{text}' is out of range")
     unit = text[found.end() :].strip()

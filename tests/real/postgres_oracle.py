@@ -3,20 +3,21 @@
 JSON in: {"trees": [{PATH below etc/ or data/: TEXT, or null for a dangling link}, ...],
           "values": [[NAME, TEXT], ...]}
 JSON out: {"parameters": rows of pg_settings as lists,
-           "trees": [{"rows": [[file, line, name, value, applied, error], ...], "starts": bool, "work_mem": TEXT,
-                      "winners": {NAME: [setting, file, line]} or null where the reload is refused}, ...],
+           "trees": [{"rows": [[file, line, name, value, applied, error], ...], "starts": bool,
+                      "work_mem": TEXT, "winners": {NAME: [setting, file, line]} or null where it does not start}, ...],
            "values": [[setting, shown] or null where the value is refused, ...]}
 """
 
 import json
 import os
+import pathlib
 import shutil
 import signal
 import subprocess
 import sys
 import time
 
-BASE = "/var/tmp/hosttune-pg"
+BASE = "/var/tmp/hosttune-pg"  # noqa: S108 - on a test host
 DATA, ETC = f"{BASE}/data", f"{BASE}/etc"
 BIN = "/usr/lib/postgresql/15/bin"
 OPTIONS = [
@@ -55,7 +56,7 @@ class Session:
 
 
 def rows(select):
-    return f"SELECT coalesce(json_agg(json_build_array({select[0]})), '[]') FROM {select[1]}"
+    return f"SELECT coalesce(json_agg(json_build_array({select[0]})), '[]') FROM {select[1]}"  # noqa: S608
 
 
 def install(tree):
@@ -131,13 +132,15 @@ def main():
     assert made.returncode == 0, made.stderr
     # A parameter that the server was started with and no file names any more would be one more row.
     os.unlink(f"{DATA}/postgresql.conf")
-    open(f"{ETC}/postgresql.conf", "w").close()
+    pathlib.Path(f"{ETC}/postgresql.conf").touch()
     with open(f"{BASE}/log", "w") as log:
-        server = subprocess.Popen([f"{BIN}/postgres", *OPTIONS], user="postgres", group="postgres", extra_groups=[],
-                                  cwd="/", env={"LC_ALL": "C.UTF-8"}, stdout=log, stderr=log)  # fmt: skip
+        server = subprocess.Popen(
+            [f"{BIN}/postgres", *OPTIONS], user="postgres", group="postgres", extra_groups=[],
+            cwd="/", env={"LC_ALL": "C.UTF-8"}, stdout=log, stderr=log,
+        )  # fmt: skip
     try:
         while as_postgres(f"{BIN}/pg_isready", "-q", "-h", BASE).returncode:
-            assert server.poll() is None, open(f"{BASE}/log").read()
+            assert server.poll() is None, pathlib.Path(f"{BASE}/log").read_text()
             time.sleep(0.05)
         session = Session()
         parameters = session.ask(
@@ -150,9 +153,10 @@ def main():
             )
         )
         session.ask(
-            "CREATE FUNCTION attempt(name text, value text) RETURNS json LANGUAGE plpgsql AS $$ DECLARE found json;"
-            " BEGIN PERFORM set_config(name, value, true); SELECT json_build_array(setting, current_setting($1))"
-            " INTO found FROM pg_settings WHERE pg_settings.name = $1; RETURN found;"
+            "CREATE FUNCTION attempt(name text, value text) RETURNS json LANGUAGE plpgsql AS $$"
+            " DECLARE found json; BEGIN PERFORM set_config(name, value, true);"
+            " SELECT json_build_array(setting, current_setting($1)) INTO found FROM pg_settings"
+            " WHERE pg_settings.name = $1; RETURN found;"
             " EXCEPTION WHEN OTHERS THEN RETURN 'null'; END $$"
         )
         contexts = {row[0]: row[3] for row in parameters}

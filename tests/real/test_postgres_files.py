@@ -1,4 +1,4 @@
-"""The configuration files and values of PostgreSQL as the engine reads them, against a server that reads them."""
+"""The configuration files and values of PostgreSQL as the engine reads them, against a server."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hosttune.pgvalues import Parameter
 from hosttune.system import System
 
 TREES, VALUES, VALUES_AT_START = 300, 4000, 300
-BASE = "/var/tmp/hosttune-pg"
+BASE = "/var/tmp/hosttune-pg"  # noqa: S108 - on a test host
 #: Errors that only a server can know.
 OF_THE_SERVER = ("setting could not be applied", "unrecognized configuration parameter")
 
@@ -76,7 +76,7 @@ class Generator:
     """A random tree: postgresql.conf, what it includes, conf.d and postgresql.auto.conf."""
 
     def __init__(self, number: int) -> None:
-        self.random = random.Random(number)
+        self.random = random.Random(number)  # noqa: S311
         self.tree: dict[str, str | None] = {}
         self.faulty = self.random.random() < 0.4
 
@@ -99,7 +99,8 @@ class Generator:
         if self.faulty and self.random.random() < 0.3:
             lines.append(self.random.choice(BAD))
         self.random.shuffle(lines)
-        return self.random.choice(["\n", "\n", "\n", "\r\n"]).join(lines) + self.random.choice(["\n", "\n", ""])
+        end = self.random.choice(["\n", "\n", "\n", "\r\n"])
+        return end.join(lines) + self.random.choice(["\n", "\n", ""])
 
     def make(self) -> dict[str, str | None]:
         pick = self.random
@@ -114,8 +115,9 @@ class Generator:
             self.deep(pick.randint(8, 12))
             includes.append("include 'deep0.conf'")
         if pick.random() < 0.9:
-            includes.append(self.directive("include_dir", pick.choice(["conf.d", "conf.d/", f"{BASE}/etc/conf.d"])))
-        names = ["01-a.conf", "10-b.conf", "9-c.conf", "B.conf", "a.conf", "ä.conf", "_.conf", "a-b.conf", "aB.conf"]
+            folder = pick.choice(["conf.d", "conf.d/", f"{BASE}/etc/conf.d"])
+            includes.append(self.directive("include_dir", folder))
+        names = ["01-a.conf", "10-b.conf", "9-c.conf", "B.conf", "a.conf", "ä.conf", "_.conf", "a-b.conf"]
         ignored = [".hidden.conf", "a.conf.bak", "a.config", ".conf", "readme", "a.CONF"]
         for name in pick.sample(names, pick.randint(0, 5)) + pick.sample(ignored, pick.randint(0, 2)):
             self.tree[f"etc/conf.d/{name}"] = self.text([])
@@ -201,8 +203,8 @@ def disagreements(said: dict[str, Any], roots: list[Path]) -> Iterator[str]:
             elif not pgvalues.same(known[name.lower()], defined[-1].value, setting):
                 yield f"tree {number}: {name} is {setting}, not {defined[-1]}"
         for name in known:
-            pending = known[name].context == "postmaster"
-            if pgconf.definitions(files.lines, name) and name not in map(str.lower, answer["winners"]) and not pending:
+            waits = known[name].context == "postmaster" or name in map(str.lower, answer["winners"])
+            if pgconf.definitions(files.lines, name) and not waits:
                 yield f"tree {number}: {name} is decided by no file"
         memory = pgconf.definitions(files.lines, "work_mem")
         if not pgvalues.same(known["work_mem"], memory[-1].value if memory else "4MB", answer["work_mem"]):
@@ -217,17 +219,18 @@ def test_trees_are_read_as_the_server_reads_them(
     errors = {row[5].split(' "')[0] for answer in said["trees"] for row in answer["rows"]} - {""}
     with capsys.disabled():
         print(
-            f"\n{len(roots)} trees with {lines} lines compared with pg_file_settings, {starting} of them with "
-            f"postgres -C and a reload; {len(errors)} kinds of errors: {', '.join(sorted(errors))}"
+            f"\n{len(roots)} trees with {lines} lines compared with pg_file_settings, {starting} of them "
+            f"with postgres -C and a reload; {len(errors)} kinds of errors: {', '.join(sorted(errors))}"
         )
     assert len(roots) >= 200
     assert 0.4 * len(roots) < starting < 0.9 * len(roots)
     assert len(errors) >= 7
-    assert list(disagreements(said, roots)) == []
+    wrong = list(disagreements(said, roots))
+    assert not wrong, "\n".join(wrong)
 
 
 @pytest.mark.parametrize(
-    "fault", ["first wins", "auto.conf first", "reversed", "hidden", "case", "old names", "relative to the data"]
+    "fault", ["first wins", "auto.conf first", "reversed", "hidden", "case", "old names", "relative"]
 )
 def test_the_comparison_catches_a_wrong_reader(
     said: dict[str, Any], roots: list[Path], monkeypatch: pytest.MonkeyPatch, fault: str
@@ -265,6 +268,7 @@ def test_the_comparison_catches_a_wrong_reader(
 #: What the server decides by more than the text: the system's limits, the socket, the session's state.
 NOT_BY_TEXT = {
     "autovacuum_work_mem",  # a little is raised to 1MB
+    "bonjour",  # not built in
     "effective_io_concurrency",
     "huge_page_size",
     "maintenance_io_concurrency",
@@ -285,13 +289,11 @@ NOT_BY_TEXT = {
     "transaction_read_only",
     "zero_damaged_pages",
 }
-UNITS = ["", "", "B", "kB", "MB", "GB", "TB", "us", "ms", "s", "min", "h", "d", "8kB", "M", "mb", "KB", "sec"]
-WORDS = ["on", "off", "true", "t", "tr", "yes", "y", "1", "false", "fal", "no", "n", "0", "of", "o", "", "TRUE",
-         "debug", "archive", "hot_standby", "2", "maybe"]  # fmt: skip
+UNITS = ["", "", *"B kB MB GB TB us ms s min h d 8kB M mb KB sec".split()]
+WORDS = "on off true t tr yes y 1 false fal no n 0 of o TRUE debug archive hot_standby 2 maybe".split() + [""]
 STRINGS = {
     "TimeZone": ["UTC", "utc", "europe/berlin", "Europe/Berlin", "nowhere/land"],
     "DateStyle": ["iso, mdy", "ISO,MDY", "ISO, MDY"],
-    "search_path": ["a,b", "a, b", "a ,b"],
     "application_name": ["a,b", "a, b", "A"],
 }
 
@@ -320,9 +322,11 @@ def text_of(pick: random.Random, known: Parameter) -> str:
     return pick.choice([word, word.upper(), word.title()])
 
 
-def test_values_are_the_same_where_the_server_says_so(oracle: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_values_are_the_same_where_the_server_says_so(
+    oracle: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     known = parameters(oracle())
-    pick = random.Random(15)
+    pick = random.Random(15)  # noqa: S311
     usable = [
         one for one in known.values()
         if one.vartype != "string" and one.context != "internal" and one.name not in NOT_BY_TEXT
@@ -331,7 +335,7 @@ def test_values_are_the_same_where_the_server_says_so(oracle: Any, capsys: pytes
     at_start = [one for one in usable if one.context in ("sighup", "postmaster")]
     cases = [(one.name, text_of(pick, one)) for one in pick.choices(in_session, k=VALUES)]
     cases += [(one.name, text_of(pick, one)) for one in pick.choices(at_start, k=VALUES_AT_START)]
-    cases += [(one.name, word) for one in usable if one.vartype == "enum" and one in in_session for word in WORDS]
+    cases += [(one.name, word) for one in in_session if one.vartype == "enum" for word in WORDS]
     cases += [(name, text) for name, texts in STRINGS.items() for text in texts]
     answers = oracle(values=cases)["values"]
     wrong = []
@@ -367,4 +371,4 @@ def test_values_are_the_same_where_the_server_says_so(oracle: Any, capsys: pytes
             f"{sum(map(len, taken.values()))} of them taken by the server; {pairs} pairs compared"
         )
     assert len(taken) > 150
-    assert wrong == []
+    assert not wrong, "\n".join(wrong)
