@@ -4,8 +4,9 @@ JSON in: {"trees": [{PATH below etc/ or data/: TEXT, or null for a dangling link
           "values": [[NAME, TEXT], ...]}
 JSON out: {"parameters": rows of pg_settings as lists,
            "trees": [{"rows": [[file, line, name, value, applied, error], ...], "starts": bool,
-                      "work_mem": TEXT, "winners": {NAME: [setting, file, line]} or null where it does not start}, ...],
+                      "work_mem": TEXT, "winners": {NAME: [setting, file, line]} or null}, ...],
            "values": [[setting, shown] or null where the value is refused, ...]}
+`starts` is what `postgres -C` says of the files; `winners` are of a reload, null where it does not start.
 """
 
 import json

@@ -289,8 +289,27 @@ NOT_BY_TEXT = {
     "transaction_read_only",
     "zero_damaged_pages",
 }
-UNITS = ["", "", *"B kB MB GB TB us ms s min h d 8kB M mb KB sec".split()]
-WORDS = "on off true t tr yes y 1 false fal no n 0 of o TRUE debug archive hot_standby 2 maybe".split() + [""]
+UNITS = ["", "", "B", "kB", "MB", "GB", "TB", "us", "ms", "s", "min", "h", "d", "8kB", "M", "mb", "sec"]
+WORDS = [
+    "on",
+    "off",
+    "true",
+    "t",
+    "tr",
+    "yes",
+    "y",
+    "1",
+    "false",
+    "fal",
+    "no",
+    "n",
+    "0",
+    "of",
+    "o",
+    "TRUE",
+    "",
+]
+WORDS += ["debug", "archive", "hot_standby", "2", "maybe"]
 STRINGS = {
     "TimeZone": ["UTC", "utc", "europe/berlin", "Europe/Berlin", "nowhere/land"],
     "DateStyle": ["iso, mdy", "ISO,MDY", "ISO, MDY"],

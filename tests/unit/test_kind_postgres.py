@@ -230,9 +230,115 @@ def test_servers_that_cannot_be_asked_are_unknown(server: FakeServer, tmp_path: 
     )
     (tmp_path / "var/lib/postgresql/15/main/postmaster.pid").unlink()
     assert verdict(kind, "jit", "on") == ("unknown", "cluster 15/main is not running")
-    assert kind.read(["16/main/jit"])["16/main/jit"].unknown == (
-        "cluster 16/main does not exist"
+    assert kind.read(["16/main/jit"])["16/main/jit"].unknown == ("cluster 16/main does not exist")
+
+
+# what stands beside the files
+
+
+def trading(root: Path) -> None:
+    for path, text in (
+        (postgres.ORCHESTRATOR_UNIT, "[Service]\nUser=trader\n"),
+        (postgres.ORCHESTRATOR_ENVIRONMENT, 'ORCHESTRATOR_DATABASE="host=/run dbname=trading"\n'),
+    ):
+        file = root / path.lstrip("/")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+
+
+def test_the_most_special_override_of_the_orchestrator_decides(server: FakeServer, tmp_path: Path) -> None:
+    trading(tmp_path)
+    server.lines += [[OURS, "2", "work_mem", "8MB", "t", ""]]
+    server.change("work_mem", setting="8192", shown="8MB")
+    server.overrides += [
+        ["trader", "trading", "work_mem", "3MB"],
+        ["", "", "work_mem", "1MB"],
+        ["trader", "", "sort_mem", "2MB"],
+        ["clerk", "", "work_mem", "4MB"],
+    ]
+    kind = PostgresKind(server)
+    assert verdict(kind, "work_mem", "8MB") == (
+        "drift",
+        "live is 3MB; ALTER ROLE trader IN DATABASE trading SET says 3MB",
     )
+    planes = kind.read(["15/main/work_mem"])["15/main/work_mem"]
+    assert [one.file for one in planes.definitions] == [
+        OURS,
+        "ALTER ROLE ALL SET",
+        "ALTER ROLE trader SET",
+        "ALTER ROLE trader IN DATABASE trading SET",
+    ]
+    assert [one.file for one in planes.partly] == ["ALTER ROLE clerk SET"]
+    assert verdict(kind, "work_mem", "3072kB")[0] == "shadowed"
+    assert "RESET work_mem" in kind.activate([Change("15/main/work_mem", "8MB")], [])["15/main/work_mem"]
+
+
+def test_an_override_of_somebody_else_is_named(server: FakeServer) -> None:
+    server.lines += [[OURS, "2", "work_mem", "8MB", "t", ""]]
+    server.change("work_mem", setting="8192", shown="8MB")
+    server.overrides += [["trader", "", "work_mem", "8192"]]
+    kind = PostgresKind(server)
+    assert verdict(kind, "work_mem", "8MB") == ("in_sync", "")
+    server.overrides += [["", "books", "work_mem", "4MB"]]
+    assert verdict(kind, "work_mem", "8MB") == ("shadowed", "right, but ALTER DATABASE books SET says 4MB")
+
+
+def test_the_environment_of_the_server_stands_below_its_files(server: FakeServer) -> None:
+    server.change("search_path", source="environment variable", shown="a")
+    kind = PostgresKind(server)
+    assert verdict(kind, "search_path", "b") == (
+        "drift",
+        "live is a; environment of the server says a",
+    )
+    server.lines += [[OURS, "2", "search_path", "b", "t", ""]]
+    found, reason = verdict(kind, "search_path", "b")
+    assert found == "live_drift"
+    assert "has not read its files" in reason
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ([MAIN, "9", "", "", "f", "syntax error"], f"{MAIN}:9 says: syntax error, so the server takes no"),
+        (
+            [MAIN, "9", "jitt", "1", "f", "unrecognized configuration parameter"],
+            "parameter jitt, so the server",
+        ),
+        ([MAIN, "9", "work_mem", "1kB", "f", WAITS], f"{MAIN}:9 sets work_mem to a value that"),
+        ([MAIN, "9", "max_connections", "lots", "f", WAITS], f"{MAIN}:9 sets max_connections to a value"),
+        ([MAIN, "9", "max_connections", "200", "f", WAITS], ""),
+        # a parameter that no file names any more
+        (["", "", "", "", "f", 'parameter "port" cannot be changed without restarting the server'], ""),
+    ],
+)
+def test_one_line_can_void_all_that_is_persisted(server: FakeServer, row: list[str], said: str) -> None:
+    server.lines += [[OURS, "2", "jit", "on", "f", ""], row]
+    found, reason = verdict(PostgresKind(server), "jit", "on")
+    assert found == ("boot_bomb" if said else "in_sync")
+    assert said in reason
+
+
+def test_a_custom_parameter_is_any_text(server: FakeServer) -> None:
+    server.lines += [[OURS, "2", "firm.desk", "rates", "t", ""]]
+    kind = PostgresKind(server)
+    one = setting(kind, "firm.desk", "rates")
+    assert kind.read([one.name])[one.name].needs == "reload"
+    server.custom += [["firm.desk", "rates"]]
+    assert verdict(kind, "firm.desk", "rates")[0] == "in_sync"
+
+
+def test_the_files_of_a_server_that_is_down_are_read(server: FakeServer, tmp_path: Path) -> None:
+    (tmp_path / "var/lib/postgresql/15/main/postmaster.pid").unlink()
+    (tmp_path / AUTO.lstrip("/")).write_text("Work_Mem = 9MB\n")
+    ours = tmp_path / OURS.lstrip("/")
+    ours.parent.mkdir()
+    ours.write_text("# ours\nwork_mem = '8MB'\n")
+    planes = PostgresKind(server).read(["15/main/work_mem"])["15/main/work_mem"]
+    assert planes.unknown == "cluster 15/main is not running"
+    assert [(one.value, one.file, one.line) for one in planes.definitions] == [
+        ("8MB", OURS, 2),
+        ("9MB", AUTO, 1),
+    ]
 
 
 # values
@@ -248,16 +354,12 @@ def test_sizes_in_any_unit_are_the_same(number: int, unit: str, base: str) -> No
     size = number * {"kB": 1024, "MB": 1024**2, "GB": 1024**3}[unit]
     page = {"8kB": 8192, "kB": 1024}[base]
     pages = round(size / page)
-    assert (
-        canonical(known, f"{number}{unit}") == canonical(known, f" {number} {unit} ") == float(pages)
-    )
+    assert canonical(known, f"{number}{unit}") == canonical(known, f" {number} {unit} ") == float(pages)
     assert canonical(known, f"{number}{unit}") == canonical(known, str(pages))
     assert canonical(known, str(pages)) != canonical(known, str(pages + 1))
 
 
-@given(
-    st.integers(0, 20), st.sampled_from(["ms", "s", "min", "h", "d"]), st.sampled_from(["ms", "s", "min"])
-)
+@given(st.integers(0, 20), st.sampled_from(["ms", "s", "min", "h", "d"]), st.sampled_from(["ms", "s", "min"]))
 def test_times_in_any_unit_are_the_same(number: int, unit: str, base: str) -> None:
     known = parameter(base)
     micro = {"ms": 10**3, "s": 10**6, "min": 6 * 10**7, "h": 36 * 10**8, "d": 864 * 10**8}
@@ -280,6 +382,10 @@ def test_times_in_any_unit_are_the_same(number: int, unit: str, base: str) -> No
         ("wal_compression", "on", "pglz"),
         ("wal_compression", "LZ4", "lz4"),
         ("search_path", "a,b", "a, b"),
+        ("TimeZone", "etc/utc", "Etc/UTC"),
+        ("work_mem", "30.1MB", "30822kB"),
+        ("random_page_cost", "1.23456789", "1.23457"),
+        ("wal_level", "hot_standby", "replica"),
         ("log_line_prefix", "%m ", "%m"),
     ],
 )
@@ -313,6 +419,8 @@ def test_quoting_survives_the_servers_reading(server: FakeServer) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
+        ("a.b.c", "1", "is no name of a parameter"),
+        ("sort_mem", "1MB", "Ask for work_mem"),
         ("shared_bufers", "1GB", "Did you mean shared_buffers?"),
         ("shared_buffers", "100kB", "Give 16 to 1073741823 in units of 8kB"),
         ("work_mem", "8M", "units here are B, kB, MB, GB, TB"),
