@@ -76,6 +76,10 @@ class Planes:
     unknown: str = ""
     #: this host has no such knob (or it is not its own), with the reason
     unsupported: str = ""
+    #: why the next boot or restart will take none of the definitions (a file that cannot be read)
+    broken: str = ""
+    #: definitions that decide for some users of the setting only, whatever the host's own value is
+    partly: list[Definition] = field(default_factory=list)
     #: what it takes until a persisted value is live
     needs: str = "none"
     #: why the live value is left as it is for now: the class of its disruption is not allowed

@@ -11,12 +11,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from .model import DISRUPTIONS
 from .report import columns, visible
 
 SCHEMA = 1
 
 #: What a change does to a running host, from harmless to worst (rule 12 of the engine).
-CLASSES = ("silent", "moves", "resets", "restarts", "reboots")
+CLASSES = DISRUPTIONS
 
 #: Verdicts with which the running value is right already: what changes is what the next boot gives.
 _LIVE_RIGHT = frozenset({"boot_bomb", "shadowed", "in_sync"})
@@ -43,7 +44,7 @@ def of_host(result: Mapping[str, Any], notes: Notes) -> dict[str, Any]:
             waiting[what].append(f"{one['kind']} {one['name']}")
             classes.append(class_of(one, what))
     return {
-        "worst": max(classes, key=CLASSES.index) if classes else None,
+        "worst": max(classes, key=DISRUPTIONS.index) if classes else None,
         "changes": changing,
         "waiting": waiting,
         "unjudged": [
@@ -74,7 +75,7 @@ def needs_of(entry: Mapping[str, Any]) -> str:
 def class_of(entry: Mapping[str, Any], waits_for: str) -> str:
     """The class of disruption of a judged setting that is in force only after `waits_for`."""
     least = {"restart": "restarts", "reboot": "reboots"}.get(waits_for, "silent")
-    return max(str(entry.get("disruption", "silent")), least, key=CLASSES.index)
+    return max(str(entry.get("disruption", "silent")), least, key=DISRUPTIONS.index)
 
 
 def _change(one: Mapping[str, Any], notes: Notes) -> dict[str, Any]:

@@ -46,9 +46,11 @@ def judge(
     winner = planes.winner
     live_right = not planes.has_live or (planes.live is not None and same(desired, planes.live))
     clamped = not live_right and clamped_to is not None and planes.live == clamped_to
-    persisted_right = not planes.has_persisted or (winner is not None and same(desired, winner.value))
+    persisted_right = not planes.broken and (
+        not planes.has_persisted or (winner is not None and same(desired, winner.value))
+    )
     place = f"{winner.file}:{winner.line}" if winner and winner.line else winner.file if winner else ""
-    where = f"{place} says {winner.value}" if winner else "nothing on disk says so"
+    where = planes.broken or (f"{place} says {winner.value}" if winner else "nothing on disk says so")
     if not live_right and not clamped:
         live = "absent" if planes.live is None else planes.live
         if not persisted_right:
@@ -59,7 +61,7 @@ def judge(
             return "pending_restart", f"live is {live} until the service restarts"
         if planes.waits:
             return "pending_window", f"live is {live}: {planes.waits}"
-        return "live_drift", f"live is {live}, though {where}"
+        return "live_drift", f"live is {live}, though {where}{planes.note and f'; {planes.note}'}"
     if not persisted_right and not planes.has_live:
         return "drift", where
     if not persisted_right:
@@ -70,4 +72,7 @@ def judge(
         return "clamped", f"the kernel took {planes.live} instead of {desired}"
     if managed_file is not None and winner is not None and winner.file != managed_file:
         return "shadowed", f"right, but decided by {place}, not by {managed_file}"
+    astray = [one for one in planes.partly if not same(desired, one.value)]
+    if astray:
+        return "shadowed", "right, but " + ", ".join(f"{one.file} says {one.value}" for one in astray)
     return "in_sync", planes.note

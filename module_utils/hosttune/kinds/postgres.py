@@ -3,9 +3,14 @@
 Name: VERSION/CLUSTER/NAME, such as `15/main/shared_buffers`. The server itself is asked, with one psql per
 cluster as the OS user postgres over its socket:
 
-- live: pg_settings, as SHOW prints it.
 - persisted: pg_file_settings, every definition in the order the server reads it, postgresql.auto.conf (ALTER
-  SYSTEM) last; the last one wins, and an option on the server's command line wins over all of them.
+  SYSTEM) last; the last one wins. Around the files stand the environment of the server (below them) and its
+  command line (above). What the server would not read at its next start (a line it cannot read, a name or a
+  value it does not take, in whatever file) makes all of it void: `broken`. The files of a server that cannot
+  be asked are read as it would read them (pgconf).
+- live: pg_settings, as SHOW prints it; where ALTER ROLE or ALTER DATABASE decide for the orchestrator's
+  sessions, what those get, and the statement is the winning definition. What they decide for anybody else is
+  in `partly`: named, and the verdict is `shadowed`.
 
 Equality knows units: `4GB` and `524288` of 8 kB pages are the same. Our file is conf.d/60-hosttune-OWNER.conf
 of the cluster; it becomes live by a reload. Nothing is restarted here: parameters of context postmaster wait
@@ -15,14 +20,16 @@ anything is written, and what it then still says against our lines is a failure.
 
 from __future__ import annotations
 
-import contextlib
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from .. import pgconf, pgvalues
 from ..model import Change, Definition, Planes, Refusal, Setting, squeeze
+from ..pgconf import Line
+from ..pgvalues import Parameter
 from ..system import System
 from .base import Kind, did_you_mean
 
@@ -30,33 +37,16 @@ CONF = "/etc/postgresql"
 #: A reload is a signal: the server reads its files a moment later.
 RELOAD_SECONDS = 5.0
 COMMAND_LINE = "command line of the server"
+ENVIRONMENT = "environment of the server"
+#: Where the orchestrator's unit and configuration name its OS user, which is its role, and its database.
+ORCHESTRATOR_UNIT = "/etc/systemd/system/orchestrator.service"
+ORCHESTRATOR_ENVIRONMENT = "/etc/orchestrator/orchestrator.env"
 
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_$]*(\.[A-Za-z_][A-Za-z0-9_$]*)*\Z")
+#: A name as the files take it: one dot at most.
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)?\Z")
 #: psql separates fields and rows by these, which no value holds.
 _FIELD, _ROW = "\x1f", "\x1e"
-_RESULT = f"{_ROW}|\n(?=[SF]{_FIELD})"
-#: Bytes and microseconds of the units of config.sgml; pages are the server's, 8 kB on Debian.
-_BYTES = {
-    "B": 1,
-    "kB": 1024,
-    "MB": 1024**2,
-    "GB": 1024**3,
-    "TB": 1024**4,
-    "8kB": 8192,
-    "16kB": 16384,
-    "32kB": 32768,
-}
-_MICROSECONDS = {
-    "us": 1,
-    "ms": 1000,
-    "s": 10**6,
-    "min": 60 * 10**6,
-    "h": 3600 * 10**6,
-    "d": 86400 * 10**6,
-}
-_NUMBER = re.compile(
-    r"\s*([+-]?(?:0[xX][0-9a-fA-F]+|\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?))\s*([A-Za-z]*)\s*\Z"
-)
+_RESULT = f"{_ROW}|\n(?=[SFPO]{_FIELD})"
 #: The value that leaves the choice to the server, which then shows what it chose.
 _CHOSEN_BY_SERVER = {
     "wal_buffers": "-1",
@@ -64,11 +54,11 @@ _CHOSEN_BY_SERVER = {
     "subtransaction_buffers": "0",
     "transaction_buffers": "0",
 }
-#: Enum values that are another name of one that SHOW prints.
-_ENUM_ALIASES = {("wal_compression", "on"): "pglz", ("log_min_messages", "debug"): "debug2"}
-#: What pg_file_settings says of every line that waits for a restart, besides real errors.
-_WAITS = "setting could not be applied"
-#: Where a session gets a value that is not the server's own.
+#: What pg_file_settings says of a value that is refused, and of one that only waits for a restart.
+_NOT_APPLIED = "setting could not be applied"
+#: And, naming no line, of a parameter that the files named at the server's start and name no more.
+_GONE = "cannot be changed without restarting the server"
+#: Where our own session gets a value that is not the server's own.
 _OF_SESSION = ("database", "user", "database user", "client", "session")
 
 #: The parameters come first: what a session sets for itself it would then see instead of the server's own.
@@ -80,36 +70,38 @@ FROM pg_settings;
 SET lc_messages = 'C';
 SELECT 'F', sourcefile, sourceline, name, coalesce(setting, ''), applied, coalesce(error, '')
 FROM pg_file_settings ORDER BY seqno;
+SELECT 'P', name, current_setting(name, true)
+FROM pg_file_settings WHERE name LIKE '%.%' AND current_setting(name, true) IS NOT NULL;
+SELECT 'O', coalesce(rolname, ''), coalesce(datname, ''), split_part(one, '=', 1),
+       substr(one, strpos(one, '=') + 1)
+FROM pg_db_role_setting LEFT JOIN pg_roles ON pg_roles.oid = setrole
+     LEFT JOIN pg_database ON pg_database.oid = setdatabase, unnest(setconfig) one
+ORDER BY 2, 3, 4;
 """
 
 
 @dataclass(frozen=True)
-class Parameter:
-    """A row of pg_settings; `setting` in units of `unit`, `shown` as SHOW prints it."""
+class Override:
+    """One setting of pg_db_role_setting; an empty role or database means all of them."""
 
-    name: str
-    setting: str
-    unit: str
-    context: str
-    vartype: str
-    source: str
-    low: str
-    high: str
-    words: tuple[str, ...]
-    pending: bool
-    shown: str
-
-
-@dataclass(frozen=True)
-class Line:
-    """A row of pg_file_settings."""
-
-    file: str
-    line: int
+    role: str
+    database: str
     name: str
     value: str
-    applied: bool
-    error: str
+
+    @property
+    def statement(self) -> str:
+        """What made it."""
+        if self.role and self.database:
+            return f"ALTER ROLE {self.role} IN DATABASE {self.database} SET"
+        if self.role or not self.database:
+            return f"ALTER ROLE {self.role or 'ALL'} SET"
+        return f"ALTER DATABASE {self.database} SET"
+
+    @property
+    def rank(self) -> int:
+        """The higher wins in a session for which several hold."""
+        return 2 * bool(self.role) + bool(self.database)
 
 
 @dataclass
@@ -119,6 +111,43 @@ class Cluster:
     problem: str = ""
     parameters: dict[str, Parameter] = field(default_factory=dict)
     lines: list[Line] = field(default_factory=list)
+    #: dotted names that no loaded library knows: the server keeps any text for them
+    custom: dict[str, str] = field(default_factory=dict)
+    overrides: list[Override] = field(default_factory=list)
+
+    def blocking(self) -> Line | None:
+        """The line for which the server takes nothing from its files, at a reload or at a start."""
+        return next((one for one in self.lines if one.error and one.error != _NOT_APPLIED), None)
+
+    def refused(self, one: Line) -> bool:
+        """Whether the server does not take this value, rather than take it at its next start."""
+        if one.error != _NOT_APPLIED:
+            return bool(one.error)
+        known = self.parameters.get(pgconf.OLD_NAMES.get(one.name.lower(), one.name.lower()))
+        if known is None or known.context != "postmaster":
+            return True
+        try:
+            pgvalues.check(known, one.value)
+        except ValueError:
+            return True
+        return False
+
+    @property
+    def broken(self) -> str:
+        """Why the server would not start with its files as they are."""
+        line = self.blocking()
+        if line is not None:
+            return (
+                f"{line.file}:{line.line} says: {line.error}{line.name and f' {line.name}'}, so the server "
+                "takes no change from its files and would not start with them"
+            )
+        line = next((one for one in self.lines if self.refused(one)), None)
+        if line is not None:
+            return (
+                f"{line.file}:{line.line} sets {line.name} to a value that the server does not take: it "
+                "would not start"
+            )
+        return ""
 
 
 class PostgresKind(Kind):
@@ -127,6 +156,7 @@ class PostgresKind(Kind):
     def __init__(self, system: System) -> None:
         super().__init__(system)
         self._clusters: dict[str, Cluster] = {}
+        self._data: dict[str, str] = {}
         #: the text as the inventory has it: blanks at its end count (log_line_prefix)
         self._raw: dict[str, str] = {}
         #: what this call asks for, so that a plan can say which values will need a restart
@@ -186,21 +216,23 @@ class PostgresKind(Kind):
 
     def _check_include(self, cluster: str, setting: Setting) -> None:
         """Our file would stand beside a server that never reads it."""
-        file = f"{CONF}/{cluster}/postgresql.conf"
         try:
-            text = self.system.read(file)
+            files = self._files(cluster)
         except OSError:
             return  # the server may tell more than we may read
-        if not re.search(
-            r"^\s*include_dir\s*=?\s*'(?:conf\.d|" + re.escape(f"{CONF}/{cluster}/conf.d") + ")/?'",
-            text,
-            re.M,
-        ):
-            raise Refusal(
-                f"{file} does not include conf.d",
-                thing=str(setting),
-                remedy="Add the line include_dir = 'conf.d', as Debian ships it",
-            )
+        if f"{CONF}/{cluster}/conf.d" in files.folders or any(one.error for one in files.lines):
+            return
+        raise Refusal(
+            f"{CONF}/{cluster}/postgresql.conf does not include conf.d",
+            thing=str(setting),
+            remedy="Add the line include_dir = 'conf.d', as Debian ships it",
+        )
+
+    def _files(self, cluster: str) -> pgconf.Files:
+        """The cluster's files as we read them ourselves; raises OSError."""
+        return pgconf.resolve(
+            self.system, f"{CONF}/{cluster}/postgresql.conf", f"/var/lib/postgresql/{cluster}"
+        )
 
     def _check_libraries(self, setting: Setting, cluster: str) -> None:
         """A preloaded library that is not there stops the next start."""
@@ -222,10 +254,7 @@ class PostgresKind(Kind):
         known = self._clusters.get(cluster, Cluster()).parameters.get(parameter.lower())
         if known is None:
             return squeeze(wanted) == squeeze(found)
-        try:
-            return canonical(known, wanted) == canonical(known, found)
-        except ValueError:
-            return squeeze(wanted) == squeeze(found)
+        return pgvalues.same(known, wanted, found)
 
     # planes
 
@@ -238,47 +267,111 @@ class PostgresKind(Kind):
     def _read_one(self, name: str) -> Planes:
         cluster, parameter = split(name)
         said = self._clusters[cluster]
-        if said.problem:
-            return Planes(unknown=said.problem)
-        planes = Planes()
         key = parameter.lower()
+        planes = Planes(unknown=said.problem)
         planes.definitions = [
-            Definition(squeeze(one.value), one.file, one.line)
-            for one in said.lines
-            if one.name.lower() == key
+            Definition(squeeze(one.value), one.file, one.line) for one in pgconf.definitions(said.lines, key)
         ]
+        if said.problem:
+            return planes
+        planes.broken = said.broken
+        deciding, others = self._overrides(said, key)
+        planes.partly = [Definition(squeeze(one.value), one.statement) for one in others]
         known = said.parameters.get(key)
         if known is None:
-            # An extension's parameter: it appears when the library is loaded, at a restart or by a session.
-            planes.needs = "restart"
-            return planes
+            self._read_custom(name, said, planes)
+        else:
+            self._read_known(name, known, planes)
+        if deciding:
+            # The sessions that trade get this, whatever the server's own value is.
+            planes.definitions += [Definition(squeeze(one.value), one.statement) for one in deciding]
+            planes.live, planes.unknown, planes.needs = squeeze(deciding[-1].value), "", "none"
+            planes.note = ""
+        return planes
+
+    def _read_known(self, name: str, known: Parameter, planes: Planes) -> None:
         if known.source in _OF_SESSION:
             planes.unknown = (
-                f"the role or the database postgres has an own value, {known.shown} ({known.source}), "
-                f"which hides the server's: ALTER ROLE postgres RESET {parameter}, or ALTER DATABASE"
+                f"the role or the database postgres has an own value, {known.shown} ({known.source}), which "
+                f"hides the server's: ALTER ROLE postgres RESET {known.name}, or ALTER DATABASE postgres"
             )
-            return planes
+            return
         planes.live = squeeze(known.shown)
         winner = planes.winner
-        chosen = _CHOSEN_BY_SERVER.get(key)
+        chosen = _CHOSEN_BY_SERVER.get(known.name)
         if chosen is not None and winner is not None and winner.value == chosen and not known.pending:
             planes.live, planes.note = chosen, f"the server chose {known.shown}"
-        if known.source in ("command line", "environment variable"):
+        if known.source == "command line":
             planes.definitions.append(Definition(planes.live, COMMAND_LINE))
+        if known.source == "environment variable":
+            planes.definitions.insert(0, Definition(planes.live, ENVIRONMENT))
         winner = planes.winner
         shall = self._asked.get(name, winner.value if winner else planes.live)
         waits = winner is not None and not self.same(name, winner.value, planes.live)
         if known.pending or waits or not self.same(name, shall, planes.live):
             planes.needs = "restart" if known.context == "postmaster" else "reload"
-        return planes
+        if waits and planes.needs == "reload":
+            planes.note = "the server has not read its files since they changed: SELECT pg_reload_conf()"
+
+    def _read_custom(self, name: str, said: Cluster, planes: Planes) -> None:
+        """A dotted name that no loaded library knows; one whose library comes at the next start waits."""
+        cluster, parameter = split(name)
+        if self._comes_at_start(cluster, parameter, said):
+            planes.needs = "restart"
+            return
+        planes.needs = "reload"
+        found = said.custom.get(parameter.lower())
+        if found is not None:
+            planes.live = squeeze(found)
+            planes.note = "no library of this server knows it: any text is taken"
+            if planes.winner is not None and planes.winner.value == planes.live:
+                planes.needs = "none"
+
+    def _comes_at_start(self, cluster: str, parameter: str, said: Cluster) -> bool:
+        lines = pgconf.definitions(said.lines, "shared_preload_libraries")
+        preloaded = self._asked.get(f"{cluster}/shared_preload_libraries", lines[-1].value if lines else "")
+        return parameter.partition(".")[0].lower() in re.split(r"[\s,\"']+", preloaded.lower())
+
+    def _overrides(self, said: Cluster, key: str) -> tuple[list[Override], list[Override]]:
+        """What ALTER ROLE and ALTER DATABASE decide for the orchestrator, the winner last, and for others."""
+        named = [
+            one
+            for one in said.overrides
+            if one.name.lower() == key or pgconf.OLD_NAMES.get(one.name.lower()) == key
+        ]
+        if not named:
+            return [], []
+        role, database = self._orchestrator()
+        deciding = [one for one in named if one.role in ("", role) and one.database in ("", database)]
+        others = [one for one in named if one not in deciding]
+        return sorted(deciding, key=lambda one: one.rank), others
+
+    def _orchestrator(self) -> tuple[str, str]:
+        """Role and database of the orchestrator on this host, empty where there is none."""
+
+        def found(path: str, pattern: str) -> str:
+            try:
+                match = re.search(pattern, self.system.read(path), re.M)
+            except FileNotFoundError:
+                return ""
+            return match[1] if match else ""
+
+        return (
+            found(ORCHESTRATOR_UNIT, r"^User=(\S+)"),
+            found(ORCHESTRATOR_ENVIRONMENT, r"^ORCHESTRATOR_DATABASE=.*\bdbname\s*=\s*'?([^\s'\"]+)"),
+        )
 
     def _ask(self, cluster: str) -> Cluster:
         """Everything a server says of its parameters, in one command; what is wrong stands in `problem`."""
-        folder = f"{CONF}/{cluster}"
-        if not self.system.exists(f"{folder}/postgresql.conf"):
+        if not self.system.exists(f"{CONF}/{cluster}/postgresql.conf"):
             return Cluster(f"cluster {cluster} does not exist")
         ended = self._psql(cluster, _QUERY)
         found = Cluster(ended) if isinstance(ended, str) else _parse(ended)
+        if found.problem:
+            try:
+                found.lines = self._files(cluster).lines
+            except OSError as error:
+                found.problem += f" ({error.filename}: {error.strerror})"
         self._clusters[cluster] = found
         return found
 
@@ -323,22 +416,23 @@ class PostgresKind(Kind):
 
     def _address(self, cluster: str) -> tuple[str, str] | str:
         """Port and socket folder of a running server, from its postmaster.pid (lines 4 and 5)."""
-        data = f"/var/lib/postgresql/{cluster}"
         try:
-            text = self.system.read(f"{CONF}/{cluster}/postgresql.conf")
-        except OSError as error:
-            return f"{CONF}/{cluster}/postgresql.conf: {error.strerror}"
-        for line in text.split("\n"):
-            found = re.match(r"\s*data_directory\s*=?\s*'([^']+)'", line)
-            if found:
-                data = found[1]
-        try:
-            lines = self.system.read(f"{data}/postmaster.pid").split("\n")
-            return lines[3].strip(), lines[4].strip()
+            if cluster not in self._data:
+                self._data[cluster] = self._files(cluster).data_directory
+            path = f"{self._data[cluster]}/postmaster.pid"
+            lines = self.system.read(path).split("\n")
         except FileNotFoundError:
+            version = cluster.partition("/")[0]
+            if not self.system.exists(f"/usr/lib/postgresql/{version}/bin/postgres"):
+                return f"cluster {cluster} is not running, and PostgreSQL {version} is not installed"
             return f"cluster {cluster} is not running"
-        except (OSError, IndexError) as error:
-            return f"{data}/postmaster.pid cannot be read: {error}"
+        except OSError as error:
+            return f"cluster {cluster} cannot be found: {error.filename}: {error.strerror}"
+        if len(lines) < 6:
+            return f"cluster {cluster} is starting"
+        if not lines[4].strip():
+            return f"cluster {cluster} has no socket: its unix_socket_directories is empty"
+        return lines[3].strip(), lines[4].strip()
 
     # persistence
 
@@ -349,8 +443,12 @@ class PostgresKind(Kind):
         return "".join(f"{split(one.name)[1]} = {quote(self._written(one))}\n" for one in settings)
 
     def _written(self, setting: Setting) -> str:
+        cluster, parameter = split(setting.name)
+        known = self._clusters.get(cluster, Cluster()).parameters.get(parameter.lower())
         raw = self._raw.get(setting.name, setting.value)
-        return raw if squeeze(raw) == setting.value else setting.value
+        # Blanks around a word or a boolean are no part of it, and the server would refuse them.
+        text = known is None or known.vartype == "string"
+        return raw if text and squeeze(raw) == setting.value else setting.value
 
     # the live plane
 
@@ -380,7 +478,7 @@ class PostgresKind(Kind):
             late = [change for change in changes if not self._arrived(change, said)]
             errors = _errors(said, cluster, files)
             # What another file decides will not arrive, however long one waits.
-            coming = [change for change in late if self._persisted(change, said)]
+            coming = [change for change in late if self._coming(change, said)]
             if not coming or errors or time.monotonic() > end:
                 break
             time.sleep(0.1)
@@ -389,34 +487,53 @@ class PostgresKind(Kind):
         return errors
 
     def _arrived(self, change: Change, said: Cluster) -> bool:
-        known = said.parameters.get(split(change.name)[1].lower())
-        if known is None or known.context == "postmaster":
+        cluster, parameter = split(change.name)
+        key = parameter.lower()
+        if self._overrides(said, key)[0]:
+            return False  # no reload brings it
+        known = said.parameters.get(key)
+        if known is None:
+            return self._comes_at_start(cluster, parameter, said) or squeeze(
+                said.custom.get(key, "")
+            ) == squeeze(change.value)
+        if known.context == "postmaster":
             return True  # only a restart brings it
         chosen = _CHOSEN_BY_SERVER.get(known.name)
         return change.value == chosen or self.same(change.name, change.value, known.shown)
 
-    def _persisted(self, change: Change, said: Cluster) -> bool:
+    def _coming(self, change: Change, said: Cluster) -> bool:
         """Whether the files give this value, or leave it to the server's default."""
-        parameter = split(change.name)[1].lower()
-        lines = [one for one in said.lines if one.name.lower() == parameter]
+        key = split(change.name)[1].lower()
+        lines = pgconf.definitions(said.lines, key)
+        known = said.parameters.get(key)
+        if self._overrides(said, key)[0] or (known is not None and known.source == "command line"):
+            return False
         return not lines or self.same(change.name, change.value, lines[-1].value)
 
     def _why_late(self, change: Change, said: Cluster) -> str:
         parameter = split(change.name)[1]
-        lines = [one for one in said.lines if one.name.lower() == parameter.lower()]
-        shown = said.parameters[parameter.lower()].shown
-        if lines and lines[-1].file.endswith("/postgresql.auto.conf"):
+        known = said.parameters.get(parameter.lower())
+        stays = f"stays {known.shown if known else said.custom.get(parameter.lower(), 'absent')}"
+        deciding = self._overrides(said, parameter.lower())[0]
+        if deciding:
+            reset = deciding[-1].statement.removesuffix("SET") + f"RESET {parameter}"
             return (
-                f"stays {shown}: {lines[-1].file}:{lines[-1].line} decides; take it back with "
-                f"ALTER SYSTEM RESET {parameter}"
+                f"{deciding[-1].statement} gives the orchestrator's sessions {squeeze(deciding[-1].value)}; "
+                f"take it back with {reset}"
             )
-        blocking = [one for one in said.lines if one.error and one.error != _WAITS]
-        if blocking:
-            one = blocking[0]
-            return f"stays {shown}: the server takes no change while {one.file}:{one.line} says: {one.error}"
-        if lines:
-            return f"stays {shown}: {lines[-1].file}:{lines[-1].line} decides"
-        return f"stays {shown} {RELOAD_SECONDS:.0f} s after the reload"
+        if known is not None and known.source == "command line":
+            return f"{stays}: the {COMMAND_LINE} decides (pg_ctl.conf)"
+        blocking = said.blocking()
+        if blocking is not None:
+            return f"{stays}: {said.broken}"
+        lines = pgconf.definitions(said.lines, parameter)
+        if lines and not self.same(change.name, change.value, lines[-1].value):
+            last = lines[-1]
+            remedy = ""
+            if last.file.endswith("/postgresql.auto.conf"):
+                remedy = f"; take it back with ALTER SYSTEM RESET {parameter}"
+            return f"{stays}: {last.file}:{last.line} decides{remedy}"
+        return f"{stays} {RELOAD_SECONDS:.0f} s after the reload"
 
 
 def split(name: str) -> tuple[str, str]:
@@ -448,8 +565,12 @@ def _parse(rows: Sequence[Sequence[str]]) -> Cluster:
                 pending=row[10] == "t",
                 shown=row[11],
             )
-        elif row[0] == "F" and len(row) == 7:
+        elif row[0] == "F" and len(row) == 7 and not (row[1] == "" and row[6].endswith(_GONE)):
             found.lines.append(Line(row[1], int(row[2] or 0), row[3], row[4], row[5] == "t", row[6]))
+        elif row[0] == "P" and len(row) == 3 and row[1].lower() not in found.parameters:
+            found.custom[row[1].lower()] = row[2]
+        elif row[0] == "O" and len(row) == 5:
+            found.overrides.append(Override(row[1], row[2], row[3], row[4]))
     if not found.parameters:
         found.problem = "pg_settings came back empty"
     return found
@@ -457,67 +578,57 @@ def _parse(rows: Sequence[Sequence[str]]) -> Cluster:
 
 def _errors(said: Cluster, cluster: str, files: set[str]) -> dict[str, str]:
     """What the server holds against lines of these files: name -> file, line and error."""
-    found = {}
-    for one in said.lines:
-        if one.file not in files or not one.error:
-            continue
-        known = said.parameters.get(one.name.lower())
-        if one.error == _WAITS and known is not None and known.context == "postmaster" and known.pending:
-            continue
-        found[f"{cluster}/{one.name}"] = f"{one.file}:{one.line}: {one.error}"
-    return found
+    return {
+        f"{cluster}/{one.name}": f"{one.file}:{one.line}: {one.error}"
+        for one in said.lines
+        if one.file in files and said.refused(one)
+    }
 
 
 def _check_parameter(setting: Setting, parameter: str, said: Cluster) -> None:
     known = said.parameters.get(parameter.lower())
     if known is None:
-        if "." in parameter:
+        new = pgconf.OLD_NAMES.get(parameter.lower())
+        prefix = parameter.lower().rpartition(".")[0] + "."
+        if new in said.parameters:
+            raise Refusal("has a new name", thing=str(setting), remedy=f"Ask for {new}")
+        if "." in parameter and not any(name.startswith(prefix) for name in said.parameters):
             return  # an extension's: the server knows it once its library is loaded
         raise Refusal(
             f"this server has no parameter {parameter}",
             thing=str(setting),
-            remedy=did_you_mean(parameter, said.parameters) or "See SHOW ALL",
+            remedy=did_you_mean(parameter.lower(), said.parameters) or "See SHOW ALL",
         )
     if known.context == "internal":
         raise Refusal("cannot be set: it is fixed in the server", thing=str(setting), remedy="Leave it out")
+    if known.name == "primary_conninfo" and re.search(r"\bpassword\s*=", setting.value, re.I):
+        raise Refusal(
+            "holds a password, which every report would show",
+            thing=str(setting),
+            remedy="Put it into a file and name that with passfile=",
+        )
     try:
-        value = canonical(known, setting.value)
+        pgvalues.check(known, setting.value)
     except ValueError as error:
-        raise Refusal(str(error), thing=str(setting), remedy=_allowed(known)) from error
-    if known.vartype in ("integer", "real") and known.low and known.high and isinstance(value, float):
-        scale = _scale(known.unit)
-        if not float(known.low) * scale <= value <= float(known.high) * scale:
-            raise Refusal(f"{setting.value} is out of range", thing=str(setting), remedy=_allowed(known))
-
-
-def _allowed(known: Parameter) -> str:
-    if known.vartype == "enum":
-        return f"Values are {', '.join(known.words)}"
-    if known.vartype == "bool":
-        return "Values are on and off"
-    unit = f" in units of {known.unit}" if known.unit else ""
-    return f"Give {known.low} to {known.high}{unit}"
+        raise Refusal(str(error), thing=str(setting), remedy=pgvalues.allowed(known)) from error
 
 
 def _check_together(settings: Sequence[Setting], said: Cluster) -> None:
     """Values that are right one by one and stop the server's next start together (FATAL, measured)."""
     asked = {split(one.name)[1].lower(): one for one in settings}
 
-    def number(name: str) -> float | None:
+    def value(name: str) -> object:
         known = said.parameters.get(name)
         if known is None:
             return None
         try:
-            value = canonical(known, asked[name].value if name in asked else known.shown)
+            return pgvalues.canonical(known, asked[name].value if name in asked else known.shown)
         except ValueError:
             return None
-        return value if isinstance(value, float) else None
 
-    def word(name: str) -> object:
-        known = said.parameters.get(name)
-        return (
-            None if known is None else canonical(known, asked[name].value if name in asked else known.shown)
-        )
+    def number(name: str) -> float | None:
+        found = value(name)
+        return pgvalues.in_bytes(said.parameters[name], found) if isinstance(found, float) else None
 
     def refuse(names: Sequence[str], message: str, remedy: str) -> None:
         ours = [asked[name] for name in names if name in asked]
@@ -541,83 +652,16 @@ def _check_together(settings: Sequence[Setting], said: Cluster) -> None:
                 "is less than two WAL segments: the server would not start",
                 f"Give {2 * segment / 2**20:.0f}MB or more",
             )
-    if word("wal_level") == "minimal":
+    if value("wal_level") == "minimal":
         if (number("max_wal_senders") or 0) > 0:
             refuse(
                 ("wal_level", "max_wal_senders"),
                 "wal_level = minimal beside max_wal_senders above 0: the server would not start",
                 "Ask for wal_level replica, or for max_wal_senders 0",
             )
-        if word("archive_mode") in ("on", "always"):
+        if value("archive_mode") in ("on", "always"):
             refuse(
                 ("wal_level", "archive_mode"),
                 "wal_level = minimal beside archive_mode: the server would not start",
                 "Ask for wal_level replica, or for archive_mode off",
             )
-
-
-def _scale(unit: str) -> float:
-    """Bytes or microseconds of one `unit` of pg_settings, 1 where it has none."""
-    return float(_BYTES.get(unit) or _MICROSECONDS.get(unit) or 1)
-
-
-def canonical(known: Parameter, text: str) -> object:
-    """What can be compared of a value: bytes, microseconds, a number, a boolean, a word; raises ValueError.
-
-    Integers are rounded to a whole number of the parameter's unit, as the server does.
-    """
-    text = text.strip()
-    if known.vartype == "bool":
-        return _boolean(text)
-    if known.vartype == "enum":
-        return _enum(known, text)
-    if known.vartype not in ("integer", "real"):
-        # Lists (shared_preload_libraries, search_path) are read with or without blanks after the comma.
-        return re.sub(r"\s*,\s*", ",", squeeze(text))
-    found = _NUMBER.match(text)
-    if found is None:
-        raise ValueError(f"'{text}' is no number")
-    digits, unit = found[1], found[2]
-    if re.match(r"[+-]?0[xX]", digits):
-        number = float(int(digits, 16))
-    elif known.vartype == "integer" and re.match(r"[+-]?0[0-7]+\Z", digits):
-        number = float(int(digits, 8))  # unix_socket_permissions; strtol(3) reads it so
-    else:
-        number = float(digits)
-    scale = _scale(known.unit)
-    if unit:
-        table = _BYTES if known.unit in _BYTES else _MICROSECONDS if known.unit in _MICROSECONDS else {}
-        if unit not in table or unit.startswith(("8", "16", "32")):
-            units = [one for one in table if not one[0].isdigit()]
-            raise ValueError(
-                f"'{text}' has the unit '{unit}', units here are {', '.join(units)}"
-                if units
-                else f"'{text}' has a unit, but this parameter has none"
-            )
-        number *= table[unit] / scale
-    if known.vartype == "integer":
-        number = float(round(number))
-    return number * scale
-
-
-def _boolean(text: str) -> bool:
-    """A boolean as parse_bool() of the server takes it: whole words or unambiguous beginnings of them."""
-    word = text.lower()
-    if word and ("true".startswith(word) or "yes".startswith(word) or word in ("on", "1")):
-        return True
-    if word and ("false".startswith(word) or "no".startswith(word) or word in ("of", "off", "0")):
-        return False
-    raise ValueError(f"'{text}' is no boolean")
-
-
-def _enum(known: Parameter, text: str) -> str:
-    word = text.lower()
-    words = [one.lower() for one in known.words]
-    if word not in words and "on" in words and "off" in words:
-        # Enums that were booleans once still take every spelling, which pg_settings does not list.
-        with contextlib.suppress(ValueError):
-            word = "on" if _boolean(word) else "off"
-    word = _ENUM_ALIASES.get((known.name, word), word)
-    if word not in words:
-        raise ValueError(f"'{text}' is none of its values")
-    return word
