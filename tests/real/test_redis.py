@@ -346,8 +346,16 @@ def test_users_a_way_in_and_a_new_password(redis):
     assert not undone["failures"], undone
     assert {one["name"] for one in undone["undone"] if one["needs"] == "restart"} >= FIXED
     assert snapshot(redis) == before
-    # What it was converged to again before anybody restarted it waits, and is no fault.
-    assert not redis.converge(owners(PASSWORD))["failures"]
+    # Converged again before anybody restarted it: with a password it does not know it waits, else it answers.
+    unknown = redis.converge(owners(PASSWORD, maxmemory="41mb"))
+    assert not unknown["failures"], unknown
+    assert redis.verdicts(unknown)["server/maxmemory"] == "pending_restart", unknown
+    assert not redis.undo()["failures"]
+    known = redis.converge(owners(other, maxmemory="42mb"))
+    assert not known["failures"], known
+    assert redis.verdicts(known)["server/maxmemory"] == "in_sync", known
+    undone = redis.undo()
+    assert {one["name"] for one in undone["undone"] if one["needs"] == "restart"} >= FIXED
 
 
 def test_config_rewrite_below_our_line(redis):

@@ -343,10 +343,13 @@ class RedisKind(Kind):
         by_instance: dict[str, list[Change]] = {}
         for change in changes:
             by_instance.setdefault(split(change.name)[0], []).append(change)
+        for instance, server in self._servers.items():
+            if server.outdated:
+                by_instance.setdefault(instance, []).extend(self._late(server))
         failed: dict[str, str] = {}
         for instance, mine in by_instance.items():
             server = self._servers[instance]
-            if not server.pid:
+            if not server.pid or not mine:
                 continue
             mine = [change for change in mine if not self._fixed(server, split(change.name)[1])]
             commands: list[tuple[str, ...]] = []
@@ -363,6 +366,18 @@ class RedisKind(Kind):
                 elif change.undo and (not isinstance(found, list) or found[1:] != [change.value]):
                     failed[change.name] = f"was '{change.value}' before, reads back '{found}'"
         return failed
+
+    def _late(self, server: Server) -> list[Change]:
+        """What a server lacks that can be asked only now: its login was given back, and is written again."""
+        self._logins.pop(server.instance, None)
+        names = [name for name in self._asked if split(name)[0] == server.instance]
+        again = self._servers[server.instance] = self._ask(server.instance, [split(one)[1] for one in names])
+        return [
+            Change(name, self._asked[name])
+            for name in names
+            if split(name)[1] in again.live
+            and not self.same(name, self._asked[name], again.live[split(name)[1]])
+        ]
 
 
 def split(name: str) -> tuple[str, str]:
