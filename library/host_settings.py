@@ -70,10 +70,10 @@ options:
     type: dict
   redis:
     description:
-      - Directives of Redis servers by INSTANCE/NAME, such as server/maxmemory; C(server) is redis-server.service,
-        another one redis-server@INSTANCE.service.
-      - Where the default user is off, /etc/hosttune/redis-INSTANCE.login holds C(USER PASSWORD) of a user with
-        C(+config|get +config|set), for root only. It is never shown.
+      - Directives of Redis servers by INSTANCE/NAME, such as server/maxmemory. C(server) is
+        redis-server.service, another one redis-server@INSTANCE.service.
+      - Where the default user is off, /etc/hosttune/redis-INSTANCE.login holds C(USER PASSWORD) of a user
+        with C(+config|get +config|set), for root only. It is never shown.
     type: dict
   service:
     description: "States of units as words: enabled, disabled, masked, active, inactive."
@@ -165,7 +165,7 @@ pending:
   type: list
   elements: dict
 undone:
-  description: Settings given back, with the values that were there before and what these still need (restart).
+  description: Settings given back, with the values that were there before and what they still need.
   returned: always
   type: list
   elements: dict

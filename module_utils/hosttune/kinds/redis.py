@@ -67,7 +67,9 @@ class Server:
     live: dict[str, str] = field(default_factory=dict)
     #: why a running server could not be asked
     silent: str = ""
-    #: the file that was changed after the server had started, where that is why it could not be asked
+    #: it answers, and wants a user or a password that we do not have
+    refuses: bool = False
+    #: the file that was changed after the server had started, where that is why it refuses
     outdated: str = ""
 
 
@@ -166,9 +168,7 @@ class RedisKind(Kind):
             planes.note = f"{server.unit} is not running"
         elif server.outdated:
             planes.has_live = False
-            planes.process = (
-                f"what it started with: {server.silent}, since {server.outdated} is newer than it"
-            )
+            planes.process = f"what it had before {server.outdated} was written, and tells it to nobody"
             planes.needs = "restart"
         elif server.silent:
             planes.unknown = server.silent
@@ -216,7 +216,7 @@ class RedisKind(Kind):
         replies = self._talk(server, [("CONFIG", "GET", name) for name in wanted])
         if isinstance(replies, str):
             server.silent = replies
-            server.outdated = self._newer(server)
+            server.outdated = self._newer(server) if server.refuses else ""
             return
         for name, reply in zip(wanted, replies):
             if isinstance(reply, ReplyError):
@@ -274,6 +274,7 @@ class RedisKind(Kind):
         replies = connection.ask(first, *commands)
         for reply in replies[1:]:
             if isinstance(reply, ReplyError) and str(reply).startswith(("NOAUTH", "NOPERM", "WRONGPASS")):
+                server.refuses = True
                 return f"{reply} ({LOGIN.format(server.instance)} is to hold a user and its password)"
         if first[0] == "INFO" and f"process_id:{server.pid}\r\n" not in str(replies[0]):
             return f"another process than {server.unit} listens there"
