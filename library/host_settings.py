@@ -69,6 +69,13 @@ options:
   postgres:
     description: Server parameters by CLUSTER/NAME, such as 15/main/work_mem.
     type: dict
+  redis:
+    description:
+      - Directives of Redis servers by INSTANCE/NAME, such as server/maxmemory. C(server) is
+        redis-server.service, another one redis-server@INSTANCE.service.
+      - Where the default user is off, /etc/hosttune/redis-INSTANCE.login holds C(USER PASSWORD) of a user
+        with C(+config|get +config|set), for root only. It is never shown.
+    type: dict
   service:
     description: "States of units as words: enabled, disabled, masked, active, inactive."
     type: dict
@@ -175,7 +182,7 @@ pending:
   type: list
   elements: dict
 undone:
-  description: Settings given back, with the values that were there before.
+  description: Settings given back, with the values that were there before and what they still need.
   returned: always
   type: list
   elements: dict

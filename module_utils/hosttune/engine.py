@@ -440,6 +440,7 @@ class _Run:
                 "name": name,
                 "live": entry["live"],
                 "persisted": entry["persisted"]["value"],
+                "needs": "none",
             }
             for (kind_name, name), entry in undone.items()
         ]
@@ -592,6 +593,9 @@ class _Run:
                 )
             else:
                 self.ledger.forget_setting(kind_name, name)
+        for given in self.report.undone:
+            now = planes[given["kind"], given["name"]]
+            given["needs"] = "none" if now.has_live and now.live == given["live"] else now.needs
         shared = {name for name, entry in self.ledger.files.items() if not entry["owner"]}
         for path in shared:
             if not self.ledger.settings.get(self.ledger.files[path]["kind"]):

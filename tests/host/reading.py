@@ -21,7 +21,7 @@ AT_LEAST = {
 #: The first field of these is not a floor.
 BUFFERS = {"net.ipv4.tcp_rmem", "net.ipv4.tcp_wmem"}
 #: What a container has of its own beside its network.
-OWN_IN_CONTAINER = {"sysctl", "file", "limit", "manager", "unit", "service", "postgres"}
+OWN_IN_CONTAINER = {"sysctl", "file", "limit", "manager", "unit", "service", "postgres", "redis"}
 ULIMIT = {
     "nofile": "n", "nproc": "u", "memlock": "l", "stack": "s", "core": "c", "rtprio": "r", "nice": "e",
     "as": "v", "data": "d", "fsize": "f", "sigpending": "i", "msgqueue": "q", "locks": "x", "cpu": "t",
@@ -370,6 +370,37 @@ class Reader:
             f"{found} {unit}".strip()
         )
 
+    def _read_redis(self) -> dict[str, Any]:
+        """Instance -> directive -> value as CONFIG GET prints it, asked by the suite's own user."""
+        found: dict[str, Any] = {}
+        for instance in {name.split("/")[0] for name in self.names("redis")}:
+            folder = "/run/redis" if instance == "server" else f"/run/redis-{instance}"
+            declared = {
+                one.name: one.value
+                for one in self.declared
+                if one.kind == "redis" and "/unixsocket" in one.name
+            }
+            socket = declared.get(f"{instance}/unixsocket", f"{folder}/redis-server.sock")
+            names = [one.split("/")[1] for one in self.names("redis") if one.startswith(f"{instance}/")]
+            # redis-cli prints name and value on a line each.
+            asked = "; ".join(f"$ask {shlex.quote(name)}" for name in names)
+            said = self.run(
+                f"read -r user REDISCLI_AUTH < /etc/hosttune/redis-{shlex.quote(instance)}.login; "
+                f"export REDISCLI_AUTH; "
+                f'ask="redis-cli -s {shlex.quote(socket)} --no-auth-warning --user $user --raw config get"; '
+                f"{asked}"
+            )
+            lines = said.split("\n")
+            found[instance] = dict(zip(lines[0::2], lines[1::2], strict=False))
+        return found
+
+    def _check_redis(self, name: str, wanted: Any) -> None:
+        instance, directive = name.split("/")
+        found = self.reading("redis")[instance]
+        assert directive in found, f"the server has no {directive}"
+        wanted = " ".join(wanted) if isinstance(wanted, list) else str(wanted)
+        assert redis_value(found[directive]) == redis_value(wanted), found[directive]
+
 
 def not_own(why: str) -> None:
     """Counted as skipped and said, never passed."""
@@ -403,6 +434,16 @@ def postgres_value(text: str, unit: str, bare: bool = False) -> object:
         # -1 and 0 switch off, whatever the unit.
         return number * factor if number > 0 else number
     return number * {**sizes, **times}[parts[2]]
+
+
+def redis_value(text: str) -> list[str]:
+    """The words of a directive, sizes in bytes (kb is 1024, k is 1000) and the replica class by one name."""
+    sizes = {"k": 1000, "kb": 1024, "m": 1000**2, "mb": 1024**2, "g": 1000**3, "gb": 1024**3}
+    found = []
+    for word in text.lower().split():
+        size = re.fullmatch(r"(\d+)(k|kb|m|mb|g|gb)", word)
+        found.append(str(int(size[1]) * sizes[size[2]]) if size else {"replica": "slave"}.get(word, word))
+    return found
 
 
 def _proc_sys(name: str) -> str:

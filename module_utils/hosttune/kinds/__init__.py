@@ -23,6 +23,7 @@ ORDER = (
     "manager",
     "unit",
     "postgres",
+    "redis",
     "service",
 )
 
@@ -72,6 +73,10 @@ def load(name: str, system: System) -> Kind:
         from .postgres import PostgresKind
 
         return PostgresKind(system)
+    if name == "redis":
+        from .redis import RedisKind
+
+        return RedisKind(system)
     if name == "service":
         from .service import ServiceKind
 
