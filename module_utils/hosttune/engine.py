@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from . import atomic, conflicts, keys, kinds, lock, store, topology
+from . import atomic, conflicts, foreign, keys, kinds, lock, store, topology
 from .model import Change, FileImage, Planes, Refusal, Setting
 from .observe import Judged, Observer, recall, retarget
 from .system import System
@@ -33,6 +33,8 @@ class Request:
     packages: Mapping[str, Sequence[str]] = field(default_factory=dict)
     run: Mapping[str, Any] = field(default_factory=dict)
     topology_fingerprint: str = ""
+    #: what to do about foreign owners: name or file -> refuse, take_over or leave
+    foreign: Mapping[str, str] = field(default_factory=dict)
     lock_wait_seconds: float = 60.0
 
 
@@ -48,6 +50,9 @@ class Report:
     aside: list[str] = field(default_factory=list)
     manifest_digest: str = ""
     topology_matches: bool = True
+    foreign: list[dict[str, Any]] = field(default_factory=list)
+    #: settings that were left to a foreign owner
+    left: list[dict[str, str]] = field(default_factory=list)
 
     def counts(self) -> dict[str, int]:
         found: dict[str, int] = {}
@@ -95,7 +100,8 @@ class _Run:
 
     def __init__(self, system: System, request: Request) -> None:
         self.system = system
-        self.request = request
+        owners = foreign.claimed(request.owners, request.present, request.partial)
+        self.request = replace(request, owners=owners)
         self.observer = Observer(system)
         self.ledger = store.Ledger(system)
         self.manifest = store.Manifest(system)
@@ -114,6 +120,7 @@ class _Run:
         ]
         planes = self.observer.read(keys_read)
         wanted = [self._aim(setting, planes[setting.key]) for setting in wanted]
+        wanted, undone = self._settle_foreign(wanted, planes)
         judged = [self._judge(setting, planes[setting.key]) for setting in wanted]
         self._record_before(judged)
         supported = [one.setting for one in judged if not one.planes.unsupported and not one.planes.unknown]
@@ -198,6 +205,22 @@ class _Run:
         conflicts.check([*wanted, *self._others()], self.system)
         for kind_name, settings in self.observer.by_kind(wanted).items():
             self.observer.kind(kind_name).check(settings, self.missing)
+
+    def _settle_foreign(
+        self, wanted: list[Setting], planes: dict[tuple[str, str], Planes]
+    ) -> tuple[list[Setting], dict[tuple[str, str], dict[str, Any]]]:
+        """What is wanted and undone once foreign owners are decided about; `planes` gains what that reads."""
+        decisions = self.request.foreign if self.request.present else None
+        settled = foreign.settle(self.observer, self.ledger, wanted, self._others(), planes, decisions)
+        self.report.foreign = [one.as_dict() for one in settled.findings]
+        self.report.left = settled.left
+        taken = [one for one in settled.wanted if one.owner == foreign.OWNER]
+        if taken:
+            self._check(taken)
+        undone = self._undone(settled.wanted)
+        needed = [one.key for one in taken] + list(undone)
+        planes.update(self.observer.read([key for key in needed if key not in planes]))
+        return settled.wanted, undone
 
     def _aim(self, setting: Setting, planes: Planes) -> Setting:
         entry = self.ledger.entry(*setting.key)

@@ -45,6 +45,8 @@ VERDICTS = (
     "drift",
     "unknown",
 )
+#: How a decision about a foreign owner is told.
+DECIDED = {"refuse": "refused", "take_over": "taken over", "leave": "left alone", "none": "not touched"}
 BAD = ("boot_bomb", "live_drift", "drift", "unknown")
 #: Lines of one kind shown in full; the report has all.
 MOST_LINES = 12
@@ -168,6 +170,24 @@ def unknown_lines(result: Result) -> list[str]:
     return [f"{owner}: {count} settings: {reason}" for (owner, reason), count in counted.items()]
 
 
+def foreign_lines(result: Result) -> list[str]:
+    """Foreign owners that something was decided about or that may come to fight, and what they were left."""
+    found = []
+    for one in result.get("foreign") or []:
+        if one["decision"] == "none" and one["weight"] != "warning":
+            continue
+        package = f" ({one['package']})" if one["package"] else ""
+        more = f" and {len(one['affects']) - 3} more" if one["affects"][3:] else ""
+        affects = f" [{', '.join(one['affects'][:3])}{more}]" if one["affects"] else ""
+        found.append(
+            f"{one['owner']}{package}: {DECIDED[one['decision']]}, {one['reason']}{affects}. {one['remedy']}"
+        )
+    found += [
+        f"{one['owner']}: {one['kind']} {one['name']}: {one['left']}" for one in result.get("left") or []
+    ]
+    return found
+
+
 def service_lines(result: Result) -> list[str]:
     """Services that were asked to run, and which of them do."""
     services = [one for one in result.get("settings") or [] if one["kind"] == "service"]
@@ -238,6 +258,8 @@ class CallbackModule(CallbackBase):
             )
         else:
             self._list("Services", alike({host: service_lines(one) for host, one in settings.items()}))
+        foreign = alike({host: foreign_lines(one) for host, one in settings.items()})
+        self._list("Foreign owners", foreign, warning)
         self._list("Wrong", alike({host: self._wrong(one) for host, one in settings.items()}), error)
         self._list("Pending", alike({host: self._pending(one) for host, one in settings.items()}), warning)
         self._list("Failed", alike({host: self._failures(host) for host in self._hosts()}), error)
