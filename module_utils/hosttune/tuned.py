@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .system import System
 
@@ -98,8 +98,7 @@ def _claims_of(system: System, name: str, above: tuple[str, ...]) -> Iterator[Cl
     options = list(_read(system, file))
     for section, option, value, _line in options:
         if (section, option) == ("main", "include"):
-            for included in re.split(r"\s*[,;]\s*", value):
-                yield from _claims_of(system, included, (*above, name))
+            yield from _included(system, value, (*above, name))
     about: dict[str, dict[str, str]] = {}
     for section, option, value, _line in options:
         about.setdefault(section, {})[option] = value
@@ -111,6 +110,18 @@ def _claims_of(system: System, name: str, above: tuple[str, ...]) -> Iterator[Cl
         if about[section].get("enabled", "1").lower() in ("0", "false", "no"):
             continue
         yield from _claim(sort, option, value, conditional, file, line)
+
+
+def _included(system: System, value: str, above: tuple[str, ...]) -> Iterator[Claim]:
+    """What included profiles set; where a function chooses, all that it may choose, with values unknown."""
+    if "${" not in value:
+        for name in re.split(r"\s*[,;]\s*", value):
+            yield from _claims_of(system, name, above)
+        return
+    known = shipped(system)
+    for name in [word for word in re.findall(r"[\w.-]+", value) if word in known] or known:
+        for claim in _claims_of(system, name, above):
+            yield replace(claim, value=None)
 
 
 def _claim(sort: str, option: str, value: str, conditional: bool, file: str, line: int) -> Iterator[Claim]:

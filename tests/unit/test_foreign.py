@@ -455,6 +455,8 @@ def test_left_to_tuned(host):
         ("[main]\ninclude=base\n", True),
         ("[main]\ninclude=base\n[sysctl]\nvm.swappiness=10\n", False),
         ("[main]\ninclude=desk\n", False),
+        ("[main]\ninclude=${f:virt_check:base:desk}\n", True),
+        ("[main]\ninclude=${name}\n", True),
         ("[sysctl.arm]\ntype=sysctl\nuname_regex=aarch64\nvm.swappiness=10\n", True),
     ],
 )
