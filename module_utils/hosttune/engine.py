@@ -145,6 +145,7 @@ class _Run:
         if self.report.changed:
             self._refuse_unwritable(list(files) + list(removed))
             self._write_ledger(judged, files, undone)
+            changes = self._stop_foreign(supported, changes)
             self._apply(files, removed, changes, undo_changes)
             judged = self._read_back(judged, changes, undone)
         elif any(self.ledger.entry(*one.setting.key) is None for one in judged if one.setting in supported):
@@ -466,6 +467,12 @@ class _Run:
         changes: Mapping[str, Sequence[Change]],
         undo_changes: Mapping[str, Sequence[Change]],
     ) -> None:
+        # A foreign service starts last: TuneD would remember our values as those to give back when it stops.
+        started = self._of_foreign(undo_changes)
+        undo_changes = {
+            kind_name: [change for change in found if change not in started]
+            for kind_name, found in undo_changes.items()
+        }
         # What a kind undoes by hand goes first: a service cannot be disabled once its unit file is gone.
         for kind_name in reversed(kinds.ORDER):
             if kind_name in undo_changes and kind_name not in kinds.RELOADING:
@@ -487,6 +494,29 @@ class _Run:
                 todo += undo_changes.get(kind_name, [])
             if todo or kind_name in touched:
                 self._activate(kind_name, todo, touched.get(kind_name, []))
+        self._activate("service", started, [])
+
+    def _of_foreign(self, changes: Mapping[str, Sequence[Change]]) -> list[Change]:
+        """Changes of the services of foreign owners."""
+        return [
+            change
+            for change in changes.get("service", [])
+            if (self.ledger.entry("service", change.name) or {}).get("owner") == foreign.OWNER
+        ]
+
+    def _stop_foreign(
+        self, supported: Sequence[Setting], changes: dict[str, list[Change]]
+    ) -> dict[str, list[Change]]:
+        """Stops foreign services before all else, since TuneD puts its own originals over our values then.
+
+        Returns what is to be changed after that.
+        """
+        stopped = self._of_foreign(changes)
+        if not stopped:
+            return changes
+        self._activate("service", stopped, [])
+        planes = _fresh(self.observer, supported).read([setting.key for setting in supported])
+        return self._changes(supported, planes)
 
     def _activate(self, kind_name: str, changes: Sequence[Change], files: Sequence[str]) -> None:
         for name, why in self.observer.kind(kind_name).activate(changes, files).items():

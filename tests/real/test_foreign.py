@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 PACKAGES = "tuned irqbalance unattended-upgrades needrestart"
-TCP_RMEM = {"kernel": {"sysctl": {"net.ipv4.tcp_rmem": "4096 131072 33554432"}}}
+TCP_RMEM = {"kernel": {"sysctl": {"net.ipv4.tcp_rmem": "4096 131072 25165824"}}}
 SERVERS = {
     "limits": {
         "unit": {
@@ -24,9 +24,11 @@ STATE = (
 @pytest.fixture(scope="module")
 def packaged(machine):
     """The host with the foreign packages, and without them again."""
+    was = machine.run("sysctl net.ipv4.tcp_rmem net.ipv4.tcp_wmem")
     machine.run(f"DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends {PACKAGES}")
     yield machine
     machine.run(f"DEBIAN_FRONTEND=noninteractive apt-get purge -qq -y --auto-remove {PACKAGES}")
+    machine.run("sysctl -q -p -", was)
 
 
 @pytest.fixture
@@ -43,7 +45,7 @@ def finding(found, owner):
 
 def test_tuned_is_named_refused_taken_over_and_given_back(tuned):
     host = tuned
-    before = host.run(STATE)
+    before, live = host.run(STATE), host.run("sysctl -n net.ipv4.tcp_rmem")
     version = host.run("dpkg-query --show --showformat='${Version}' tuned")
     for check in (True, False):
         refused = host.converge(TCP_RMEM, check=check)
@@ -67,7 +69,7 @@ def test_tuned_is_named_refused_taken_over_and_given_back(tuned):
     assert (plan["diff"], plan["foreign"]) == (done["diff"], done["foreign"])
     assert host.try_run("systemctl is-active tuned").stdout.strip() == "inactive"
     assert host.try_run("systemctl is-enabled tuned").stdout.strip() == "disabled"
-    assert host.run("sysctl -n net.ipv4.tcp_rmem").split() == ["4096", "131072", "33554432"]
+    assert host.run("sysctl -n net.ipv4.tcp_rmem").split() == ["4096", "131072", "25165824"]
     assert set(host.verdicts(host.drift()).values()) == {"in_sync"}
     assert not host.converge(TCP_RMEM, foreign=decisions)["changed"]
     host.run("systemctl enable --now tuned 2>/dev/null")
@@ -78,6 +80,24 @@ def test_tuned_is_named_refused_taken_over_and_given_back(tuned):
     assert host.run("systemctl is-active tuned").strip() == "active"
     assert host.run("systemctl is-enabled tuned").strip() == "enabled"
     assert host.run(STATE) == before
+    assert host.run("sysctl -n net.ipv4.tcp_rmem") == live
+    # Nor does TuneD give our value back when it stops.
+    host.run("systemctl stop tuned")
+    assert host.run("sysctl -n net.ipv4.tcp_rmem").split()[2] != "25165824"
+
+
+def test_what_tuned_gives_back_when_it_stops_is_mended_in_the_same_call(tuned):
+    """A value that TuneD had set to ours is right before and wrong after it stops."""
+    owners = {
+        "kernel": {
+            "sysctl": {"net.ipv4.tcp_rmem": "4096 87380 16777216", "net.ipv4.tcp_wmem": "4096 16384 8388608"}
+        }
+    }
+    assert tuned.run("sysctl -n net.ipv4.tcp_rmem").split() == ["4096", "87380", "16777216"]
+    done = tuned.converge(owners, foreign={"tuned": "take_over"})
+    assert not done["failures"]
+    assert set(tuned.verdicts(done).values()) == {"in_sync"}
+    assert not tuned.converge(owners, foreign={"tuned": "take_over"})["changed"]
 
 
 def test_what_is_left_to_tuned_is_not_ours(tuned):
