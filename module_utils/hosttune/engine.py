@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from . import atomic, conflicts, foreign, keys, kinds, lock, store, topology
+from .foreign_programs import OWNER as FOREIGN
 from .model import Change, FileImage, Planes, Refusal, Setting
 from .observe import Judged, Observer, recall, retarget
 from .system import System
@@ -215,7 +216,7 @@ class _Run:
         settled = foreign.settle(self.observer, self.ledger, wanted, self._others(), planes, decisions)
         self.report.foreign = [one.as_dict() for one in settled.findings]
         self.report.left = settled.left
-        taken = [one for one in settled.wanted if one.owner == foreign.OWNER]
+        taken = [one for one in settled.wanted if one.owner == FOREIGN]
         if taken:
             self._check(taken)
         undone = self._undone(settled.wanted)
@@ -501,7 +502,7 @@ class _Run:
         return [
             change
             for change in changes.get("service", [])
-            if (self.ledger.entry("service", change.name) or {}).get("owner") == foreign.OWNER
+            if (self.ledger.entry("service", change.name) or {}).get("owner") == FOREIGN
         ]
 
     def _stop_foreign(

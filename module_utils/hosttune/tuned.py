@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from .system import System
+from .systemd import Assignment, read_assignments
 
 ACTIVE = "/etc/tuned/active_profile"
 MAIN = "/etc/tuned/tuned-main.conf"
@@ -42,6 +43,8 @@ _OPTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "net": dict.fromkeys(("features", "coalesce", "ring", "channels", "pause", "mtu"), ("nic", "*")),
     "scheduler": {"isolated_cores": ("irq", "*")},
 }
+#: Options of a section by which it may not hold on this machine, or not for all of it.
+_CONDITIONS = frozenset({"uname_regex", "cpuinfo_regex", "devices", "devices_udev_regex"})
 
 
 @dataclass(frozen=True)
@@ -95,21 +98,16 @@ def _claims_of(system: System, name: str, above: tuple[str, ...]) -> Iterator[Cl
     file = _file(system, name)
     if not file or name in above:
         return
-    options = list(_read(system, file))
-    for section, option, value, _line in options:
-        if (section, option) == ("main", "include"):
-            yield from _included(system, value, (*above, name))
+    options = read_assignments(system, [file])
     about: dict[str, dict[str, str]] = {}
-    for section, option, value, _line in options:
-        about.setdefault(section, {})[option] = value
-    for section, option, value, line in options:
-        sort = about[section].get("type", section)
-        conditional = bool(
-            {"uname_regex", "cpuinfo_regex", "devices", "devices_udev_regex"} & set(about[section])
-        )
-        if about[section].get("enabled", "1").lower() in ("0", "false", "no"):
-            continue
-        yield from _claim(sort, option, value, conditional, file, line)
+    for one in options:
+        about.setdefault(one.section, {})[one.name] = one.value
+    if "include" in about.get("main", {}):
+        yield from _included(system, about["main"]["include"], (*above, name))
+    for one in options:
+        section = about[one.section]
+        if section.get("enabled", "1").lower() not in ("0", "false", "no"):
+            yield from _claim(section.get("type", one.section), one, bool(_CONDITIONS & set(section)))
 
 
 def _included(system: System, value: str, above: tuple[str, ...]) -> Iterator[Claim]:
@@ -124,7 +122,8 @@ def _included(system: System, value: str, above: tuple[str, ...]) -> Iterator[Cl
             yield replace(claim, value=None)
 
 
-def _claim(sort: str, option: str, value: str, conditional: bool, file: str, line: int) -> Iterator[Claim]:
+def _claim(sort: str, one: Assignment, conditional: bool) -> Iterator[Claim]:
+    option, value, file, line = one.name, one.value, one.file, one.line
     floor = value.startswith(">")
     plain = value.lstrip(">").strip().strip("\"'")
     known = None if conditional or "${" in value or value[:1] == "<" else plain
@@ -150,19 +149,3 @@ def _file(system: System, name: str) -> str:
     return next(
         (path for folder in FOLDERS for path in [f"{folder}/{name}/tuned.conf"] if system.exists(path)), ""
     )
-
-
-def _read(system: System, file: str) -> Iterator[tuple[str, str, str, int]]:
-    """(section, option, value, line) of an INI file; nothing of one that cannot be read."""
-    try:
-        lines = system.read(file).split("\n")
-    except OSError:
-        return
-    section = ""
-    for number, line in enumerate(lines, 1):
-        text = line.strip()
-        if text.startswith("[") and text.endswith("]"):
-            section = text[1:-1].strip()
-        elif text and text[0] not in "#;" and "=" in text:
-            option, _equals, value = text.partition("=")
-            yield section, option.strip(), value.strip(), number

@@ -263,7 +263,7 @@ def test_packages_are_named_as_dpkg_names_them(host):
     found = host.python(
         """
 import json, sys
-from hosttune.foreign import packages_of
+from hosttune.dpkg import packages_of
 from hosttune.system import System
 json.dump(packages_of(System(), json.load(sys.stdin)), sys.stdout)
 """,

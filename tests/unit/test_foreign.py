@@ -7,9 +7,11 @@ from tempfile import TemporaryDirectory
 
 import pytest
 from fake_host import FakeHost, as_root
-from hosttune import foreign, foreign_files, tuned
+from hosttune import dpkg, foreign, foreign_files, foreign_programs, tuned
 from hosttune.engine import Request, converge
-from hosttune.model import Refusal
+from hosttune.model import Definition, Planes, Refusal, Setting
+from hosttune.observe import Observer
+from hosttune.store import Ledger
 from hosttune.system import Ran
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,12 +28,16 @@ class Host(FakeHost):
         super().__init__(root)
         self.units: dict[str, list[str]] = {}
         self.told: list[str] = []
+        #: what a command does to live values, and what stood there when it came
+        self.effects: dict[str, dict[str, str]] = {}
+        self.seen: dict[str, dict[str, str]] = {}
         self.put("/var/lib/dpkg/status", "")
 
     @classmethod
     def again(cls, other):
         found = super().again(other)
         found.units, found.told = other.units, other.told
+        found.effects, found.seen = other.effects, other.seen
         return found
 
     def apply(self, owners, **more):
@@ -57,6 +63,9 @@ class Host(FakeHost):
             return Ran(0, "\n".join(self._block(name) for name in names), "")
         verb, name = argv[1], names[0]
         self.told.append(f"{verb} {name}")
+        for path, value in self.effects.get(f"{verb} {name}", {}).items():
+            self.seen.setdefault(f"{verb} {name}", {})[path] = self.text(f"/proc/sys/{path}")
+            self.put(f"/proc/sys/{path}", value)
         state = self.units[name]
         boot = {"enable": "enabled", "disable": "disabled", "mask": "masked", "unmask": "disabled"}.get(verb)
         run = {"start": "active", "stop": "inactive"}.get(verb)
@@ -523,8 +532,8 @@ def test_servers_are_guarded_from_updates_without_a_word_of_the_operator(host):
     guard = finding(done, "unattended-upgrades")
     assert (guard["weight"], guard["decision"]) == ("guard", "take_over")
     assert guard["package"] == "unattended-upgrades 2.9"
-    assert '"redis";' in host.text(foreign.APT_GUARD)
-    assert "qr(^redis\\-server(\\@|\\.service$))} = 0;" in host.text(foreign.NEEDRESTART_GUARD)
+    assert '"redis";' in host.text(foreign_programs.APT_GUARD)
+    assert "qr(^redis\\-server(\\@|\\.service$))} = 0;" in host.text(foreign_programs.NEEDRESTART_GUARD)
     assert host.units["apt-daily-upgrade.timer"] == ["enabled", "active"]
     assert not host.apply(SERVERS).changed
     host.apply({}, present=False)
@@ -552,6 +561,106 @@ def test_a_kernel_that_lacks_a_module_is_said(host):
         host.apply(owners, foreign={"kernel": "refuse"})
 
 
+def test_a_program_that_gives_back_its_originals_when_it_stops_is_stopped_first(host):
+    """TuneD does: vm.swappiness was 60 before it came. One value is right until it stops, one is not."""
+    with_tuned(host, "[sysctl]\nvm.swappiness=10\nnet.core.somaxconn=2048\n")
+    owners = {"kernel": {"sysctl": {"vm.swappiness": "10", "net.core.somaxconn": "4096"}}}
+    host.put("/proc/sys/vm/swappiness", "10\n")
+    host.put("/proc/sys/net/core/somaxconn", "2048\n")
+    host.effects = {
+        "stop tuned.service": {"vm/swappiness": "60\n", "net/core/somaxconn": "128\n"},
+        "start tuned.service": {"vm/swappiness": "10\n", "net/core/somaxconn": "2048\n"},
+    }
+    done = host.apply(owners, foreign={"tuned": "take_over"})
+    assert not done.failures
+    assert host.text("/proc/sys/vm/swappiness") == "10\n"
+    assert host.text("/proc/sys/net/core/somaxconn") == "4096\n"
+    assert {one.verdict for one in done.settings} == {"in_sync"}
+    host.live_writes.clear()
+    assert not host.apply({}, present=False).failures
+    assert host.text("/proc/sys/net/core/somaxconn") == "2048\n"
+    assert host.told[-2:] == ["enable tuned.service", "start tuned.service"]
+    # It saw its own value when it started, and will give back that one.
+    assert host.seen["start tuned.service"]["net/core/somaxconn"] == "2048\n"
+
+
+def test_what_only_disturbs_takes_no_setting_away(host):
+    host.unit("irqbalance.service")
+    host.unit("redis-server.service")
+    host.put("/usr/sbin/needrestart", "")
+    owners = {"numa": {"unit": {"redis-server.service/Service/CPUAffinity": "1"}}}
+    done = host.apply(owners, foreign={"irqbalance": "leave", "needrestart": "leave"})
+    assert [one.setting.name for one in done.settings] == ["redis-server.service/Service/CPUAffinity"]
+    assert done.left == []
+    assert host.units["irqbalance.service"] == ["enabled", "active"]
+    assert "(it goes on)" in finding(done, "irqbalance")["remedy"]
+
+
+GOVERNOR = "devices/system/cpu/cpu0/cpufreq/scaling_governor"
+
+
+@pytest.mark.parametrize(
+    ("owner", "unit", "state"),
+    [
+        ("power-profiles-daemon", "power-profiles-daemon.service", ["masked", "inactive"]),
+        ("cpupower", "cpupower.service", ["disabled", "inactive"]),
+    ],
+)
+def test_who_sets_the_governor(host, owner, unit, state):
+    host.put(f"/sys/{GOVERNOR}", "powersave\n")
+    host.unit(unit)
+    wanted = {"numa": {"sysfs": {GOVERNOR: "performance"}}}
+    with pytest.raises(foreign.ForeignRefusal, match=owner):
+        host.apply(wanted)
+    assert not host.apply(wanted, foreign={owner: "take_over"}).failures
+    assert host.units[unit] == state
+    assert not host.apply(wanted, foreign={owner: "take_over"}).changed
+    assert not host.apply({}, present=False).failures
+    assert host.units[unit] == ["enabled", "active"]
+
+
+def settled(host, setting, planes=None, decisions=None):
+    """Of kinds whose settings cannot be walked here: a host without them, or without their kind."""
+    system = Host.again(host)
+    return foreign.settle(
+        Observer(system), Ledger(system), [setting], [], {setting.key: planes or Planes()}, decisions or {}
+    )
+
+
+def test_network_manager_fights_where_a_connection_has_ethtool_settings(host):
+    host.unit("NetworkManager.service")
+    path = "/etc/NetworkManager/system-connections/wired.nmconnection"
+    ring = Setting("nic", "nic", "eth0/ring/rx", "512")
+    host.put(
+        path, "[connection]\ninterface-name=eth0\n\n[ethtool]\n# ring-rx=1\n\n[ipv4]\nmethod=auto\n", 0o600
+    )
+    assert settled(host, ring).findings == []
+    host.put(path, "[connection]\ninterface-name=eth0\n\n[ethtool]\nring-rx=4096\n", 0o600)
+    with pytest.raises(foreign.ForeignRefusal, match=r"wired\.nmconnection") as caught:
+        settled(host, ring)
+    assert "take_over" not in caught.value.remedy
+    assert settled(host, ring, decisions={"NetworkManager": "leave"}).wanted == []
+    with pytest.raises(Refusal, match="cannot be taken over"):
+        settled(host, ring, decisions={"NetworkManager": "take_over"})
+    other = Setting("nic", "nic", "eth1/ring/rx", "512")
+    assert settled(host, other).findings == []
+
+
+def test_cloud_init_fights_for_its_own_lines_of_fstab(host):
+    host.unit("cloud-init.service", run="inactive")
+    mount = Setting("disks", "mount", "/data", "noatime")
+    assert settled(host, mount, Planes(definitions=[Definition("defaults", "/etc/fstab", 1)])).findings == []
+    its = Planes(definitions=[Definition("defaults,nofail,comment=cloudconfig", "/etc/fstab", 1)])
+    with pytest.raises(foreign.ForeignRefusal, match="cloud-init"):
+        settled(host, mount, its)
+    done = settled(host, mount, its, {"cloud-init": "take_over"})
+    assert [(one.kind, one.name) for one in done.wanted[1:]] == [("file", "/etc/cloud/cloud-init.disabled")]
+    warned = settled(host, Setting("nic", "nic", "eth0/ring/rx", "512"))
+    assert [(one.weight, one.decision) for one in warned.findings] == [("warning", "none")]
+    host.put("/etc/cloud/cloud-init.disabled", "")
+    assert settled(host, mount, its).findings == []
+
+
 # decisions
 
 
@@ -572,4 +681,4 @@ def test_packages_are_those_that_dpkg_lists(host):
     host.package("udev", "252", "/lib/udev/rules.d/60-block.rules")
     host.package("tuned", "2.20", "/usr/lib/tuned/x")
     paths = ["/usr/lib/udev/rules.d/60-block.rules", "/usr/lib/tuned/x", "/etc/none"]
-    assert foreign.packages_of(host, paths) == {paths[0]: "udev", paths[1]: "tuned"}
+    assert dpkg.packages_of(host, paths) == {paths[0]: "udev", paths[1]: "tuned"}
