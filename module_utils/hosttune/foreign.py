@@ -38,10 +38,8 @@ class ForeignRefusal(Refusal):
     def __init__(self, refused: Sequence[Finding], findings: Sequence[Finding]) -> None:
         self.findings = list(findings)
         super().__init__(
-            "fights for settings of this call: " + "; ".join(map(str, refused))
-            if len(refused) == 1
-            else "fight for settings of this call: " + "; ".join(map(str, refused)),
-            thing=" and ".join(one.owner for one in refused),
+            "these fight for settings of this call: " + "; ".join(map(str, refused)),
+            thing="foreign owners",
             remedy="Decide for each: " + "; ".join(one.remedy for one in refused) + ". Nothing was touched",
         )
 

@@ -395,6 +395,7 @@ class Programs:
             finding.affects.append(setting.key)
             finding.disturbs.add(setting.key)
             stems.append(unit.rpartition(".")[0].partition("@")[0])
+        finding.affects.sort(key=lambda key: key[0] != "service")  # who reads three names reads servers
         return sorted(set(stems))
 
     def _unattended_upgrades(self, finding: Finding) -> Finding | None:

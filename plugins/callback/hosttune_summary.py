@@ -45,8 +45,6 @@ VERDICTS = (
     "drift",
     "unknown",
 )
-#: How a decision about a foreign owner is told.
-DECIDED = {"refuse": "refused", "take_over": "taken over", "leave": "left alone", "none": "not touched"}
 BAD = ("boot_bomb", "live_drift", "drift", "unknown")
 #: Lines of one kind shown in full; the report has all.
 MOST_LINES = 12
@@ -179,9 +177,7 @@ def foreign_lines(result: Result) -> list[str]:
         package = f" ({one['package']})" if one["package"] else ""
         more = f" and {len(one['affects']) - 3} more" if one["affects"][3:] else ""
         affects = f" [{', '.join(one['affects'][:3])}{more}]" if one["affects"] else ""
-        found.append(
-            f"{one['owner']}{package}: {DECIDED[one['decision']]}, {one['reason']}{affects}. {one['remedy']}"
-        )
+        found.append(f"{one['owner']}{package}: {one['decision']}: {one['reason']}{affects}. {one['remedy']}")
     found += [
         f"{one['owner']}: {one['kind']} {one['name']}: {one['left']}" for one in result.get("left") or []
     ]
