@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from . import dpkg, foreign_files
+from . import dpkg, foreign_files, waivers
 from .foreign_programs import BY_NAME, GUARDS, OWNER, Finding, Programs, held, written
 from .kinds.base import did_you_mean
 from .model import FileImage, Planes, Refusal, Setting
@@ -157,6 +157,9 @@ class _Survey:
             return finding
         said = [self.decisions[name] for name in self._called(finding) if name in self.decisions]
         finding.decision = said[0] if said else DEFAULTS[finding.weight]
+        if not said and finding.weight == "fight" and all(map(self._waived, finding.affects)):
+            finding.decision = "none"  # somebody answers for the outcome
+            finding.reason += "; waived"
         if finding.decision == "take_over" and not finding.settings:
             if not said:
                 finding.decision = "none"
@@ -167,6 +170,9 @@ class _Survey:
                 remedy=f"Change it by hand, or decide otherwise: {finding.remedy}",
             )
         return finding
+
+    def _waived(self, key: tuple[str, str]) -> bool:
+        return waivers.covering(self.observer.waivers, *key, self.observer.now) is not None
 
     def _called(self, finding: Finding) -> list[str]:
         real = foreign_files.View(self.system).real(finding.owner) if finding.owner.startswith("/") else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -338,6 +339,52 @@ def test_drop_ins_and_denied_modules(host):
     assert not host.apply(owners, foreign=dict.fromkeys(files, "take_over")).changed
     host.apply({}, present=False)
     assert host.snapshot(below=BELOW) == before
+
+
+def test_rules_of_udev(host):
+    """The last rule that matches wins, and a rule is one thing however many lines it has."""
+    disk = "/sys/block/sda/queue"
+    for name, value in (("scheduler", "[none] mq-deadline"), ("rotational", "0"), ("nr_requests", "256")):
+        host.put(f"{disk}/{name}", f"{value}\n")
+    host.put("/proc/sys/kernel/osrelease", "6.1\n")
+    early = 'KERNEL=="sda", ATTR{queue/scheduler}="none"\n'
+    late = '# vendor\nKERNEL=="sd[a-z]", \\\n  ATTR{queue/scheduler}="none"\nKERNEL=="sdq", GOTO="end"\n'
+    host.put("/usr/lib/udev/rules.d/40-early.rules", early)
+    host.put("/usr/lib/udev/rules.d/99-late.rules", late)
+    before = host.snapshot(below=BELOW)
+    owners = {"io_scheduler": {"block": {"sda/scheduler": "mq-deadline"}}}
+    with pytest.raises(foreign.ForeignRefusal) as caught:
+        host.apply(owners)
+    refused = [one.owner for one in caught.value.findings if one.decision == "refuse"]
+    assert refused == ["/usr/lib/udev/rules.d/99-late.rules"]
+    done = host.apply(owners, foreign={refused[0]: "take_over"})
+    assert not [one for one in done.settings if one.verdict in ("boot_bomb", "drift")]
+    mark = "# hosttune took over: "
+    marked = late.replace('KERNEL=="sd[', f'{mark}KERNEL=="sd[').replace("  ATTR", f"{mark}  ATTR")
+    assert host.text("/etc/udev/rules.d/99-late.rules").split("\n", 1)[1] == marked
+    assert finding(done, "/usr/lib/udev/rules.d/40-early.rules")["weight"] == "overridden"
+    host.apply({}, present=False)
+    assert host.snapshot(below=BELOW) == before
+
+
+def test_a_fight_that_somebody_answers_for_stops_nothing(host):
+    host.put("/etc/sysctl.d/zz-vendor.conf", "vm.swappiness = 30\n")
+    waiver = {
+        "kind": "sysctl",
+        "name": "vm.*",
+        "owner": "ops",
+        "reason": "vendor asks for it",
+        "ticket": "OPS-1",
+        "expires": "2999-01-01T00:00:00Z",
+    }
+    host.put("/etc/hosttune/waivers.json", json.dumps({"schema": 1, "waivers": [waiver]}))
+    done = host.apply(SWAPPINESS)
+    assert [one.verdict for one in done.settings] == ["waived"]
+    assert "waived" in finding(done, "/etc/sysctl.d/zz-vendor.conf")["reason"]
+    waiver["expires"] = "2020-01-01T00:00:00Z"
+    host.put("/etc/hosttune/waivers.json", json.dumps({"schema": 1, "waivers": [waiver]}))
+    with pytest.raises(foreign.ForeignRefusal):
+        host.apply(SWAPPINESS)
 
 
 _VALUES = st.sampled_from(["10", "30", "60"])
