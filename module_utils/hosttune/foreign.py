@@ -157,7 +157,9 @@ class _Survey:
             return finding
         said = [self.decisions[name] for name in self._called(finding) if name in self.decisions]
         finding.decision = said[0] if said else DEFAULTS[finding.weight]
-        if not said and finding.weight == "fight" and all(map(self._waived, finding.affects)):
+        if not said and holds and not self.mine & set(finding.affects):
+            finding.decision = "take_over"  # held for settings that this call does not speak of
+        elif not said and finding.weight == "fight" and all(map(self._waived, finding.affects)):
             finding.decision = "none"  # somebody answers for the outcome
             finding.reason += "; waived"
         if finding.decision == "take_over" and not finding.settings:
@@ -246,14 +248,14 @@ class _Survey:
         )
         text = view.files.get(found.target)
         if text is not None and ("file", found.target) not in self.roles:
-            try:
-                text.encode()
-            except UnicodeEncodeError:
-                return finding  # bytes that are no UTF-8 cannot be kept as the content of kind file
             about = os.stat(
                 self.system.path(found.target if self.system.exists(found.target) else found.file)
             )
-            finding.settings = [written(self.observer, found.target, text, finding, about)]
+            try:
+                finding.settings = [written(self.observer, found.target, text, finding, about)]
+            except (UnicodeEncodeError, KeyError):
+                # Kind file holds neither; without settings it cannot be taken over.
+                finding.reason += "; it has bytes that are no UTF-8 or an owner without a name"
         return finding
 
     def _name_packages(self, findings: Sequence[Finding]) -> None:

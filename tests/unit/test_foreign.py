@@ -279,6 +279,9 @@ def test_a_part_of_the_host_leaves_what_is_held_for_the_others(host):
     more = {"net": {"sysctl": {"net.core.somaxconn": "8192"}}}
     host.apply(more, partial=True, foreign={name: "take_over"})
     assert host.text(name).startswith("# hosttune took over: ")
+    host.apply({"net": {"sysctl": {"net.core.somaxconn": "8193"}}}, partial=True)  # says nothing of the file
+    assert host.text(name).startswith("# hosttune took over: ")
+    host.apply(more, partial=True)
     assert not host.apply({**SWAPPINESS, **more}, foreign={name: "take_over"}).changed
     assert not host.apply({"net": {}}, present=False).failures
     assert host.text(name).startswith("# hosttune took over: ")
