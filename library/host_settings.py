@@ -108,6 +108,14 @@ options:
     description: Who runs this, recorded in manifest and ledger (id, commit, operator).
     type: dict
     default: {}
+  foreign:
+    description:
+      - "What to do about programs and files that fight for settings of this call: name of the program or path
+        of the file, then V(refuse), V(take_over) (undo gives it back) or V(leave) (it keeps the settings)."
+      - A fight that nobody decided about is refused before anything is touched.
+      - What would restart servers with updates is guarded unless decided otherwise. See docs/operations.md.
+    type: dict
+    default: {}
   topology_fingerprint:
     description: Fingerprint of the C(host_topology) fact from which the values were computed.
     type: str
@@ -191,6 +199,27 @@ failures:
   returned: always
   type: list
   elements: str
+foreign:
+  description: Programs and files that define, overwrite or would restart what this call manages.
+  returned: always, also with a refusal that they cause
+  type: list
+  elements: dict
+  sample:
+    - owner: tuned
+      package: tuned 2.20.0-1
+      file: /usr/lib/tuned/throughput-performance/tuned.conf:63
+      unit: tuned.service
+      state: enabled active
+      weight: fight
+      affects: [sysctl vm.dirty_ratio]
+      decision: take_over
+      reason: applies its profile at every start and profile switch, and its own originals when it stops
+      remedy: stopped and disabled
+left:
+  description: Settings of the call that were left to a foreign owner.
+  returned: always
+  type: list
+  elements: dict
 aside:
   description: Files that somebody edited since and that undo kept aside.
   returned: always
@@ -216,6 +245,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.hosttune import engine, kinds
+from ansible.module_utils.hosttune.foreign import ForeignRefusal
 from ansible.module_utils.hosttune.model import DISRUPTIONS, Refusal
 from ansible.module_utils.hosttune.system import System
 
@@ -246,6 +276,7 @@ def main() -> None:
             "notes": {"type": "dict", "default": {}},
             "packages": {"type": "dict", "default": {}},
             "run": {"type": "dict", "default": {}},
+            "foreign": {"type": "dict", "default": {}},
             "topology_fingerprint": {"type": "str", "default": ""},
             "lock_wait_seconds": {"type": "float", "default": 60.0},
             "root": {"type": "path", "default": "/"},
@@ -281,12 +312,14 @@ def main() -> None:
                 notes=options["notes"],
                 packages=options["packages"],
                 run=options["run"],
+                foreign=options["foreign"],
                 topology_fingerprint=options["topology_fingerprint"],
                 lock_wait_seconds=options["lock_wait_seconds"],
             ),
         )
     except Refusal as refusal:
-        module.fail_json(msg=f"{host}: {refusal}", thing=refusal.thing, remedy=refusal.remedy)
+        found = [one.as_dict() for one in refusal.findings] if isinstance(refusal, ForeignRefusal) else []
+        module.fail_json(msg=f"{host}: {refusal}", thing=refusal.thing, remedy=refusal.remedy, foreign=found)
     except OSError as error:
         module.fail_json(
             msg=f"{host}: {error.filename or 'the host'}: {error.strerror}. "
@@ -300,6 +333,8 @@ def main() -> None:
         "counts": report.counts(),
         "pending": report.pending(),
         "undone": report.undone,
+        "foreign": report.foreign,
+        "left": report.left,
         "failures": report.failures,
         "aside": report.aside,
         "manifest_digest": report.manifest_digest,

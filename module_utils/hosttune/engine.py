@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from . import atomic, conflicts, keys, kinds, lock, store, topology
+from . import atomic, conflicts, foreign, keys, kinds, lock, store, topology
+from .foreign_programs import OWNER as FOREIGN
 from .model import DISRUPTIONS, Change, FileImage, Planes, Refusal, Setting
 from .observe import Judged, Observer, recall, retarget
 from .system import System, updates
@@ -38,6 +39,8 @@ class Request:
     packages: Mapping[str, Sequence[str]] = field(default_factory=dict)
     run: Mapping[str, Any] = field(default_factory=dict)
     topology_fingerprint: str = ""
+    #: what to do about foreign owners: name or file -> refuse, take_over or leave
+    foreign: Mapping[str, str] = field(default_factory=dict)
     lock_wait_seconds: float = 60.0
     #: how long after a change it is read once more: what another program sets back shows by then
     settle_seconds: float = 1.5
@@ -57,6 +60,9 @@ class Report:
     warnings: list[str] = field(default_factory=list)
     manifest_digest: str = ""
     topology_matches: bool = True
+    foreign: list[dict[str, Any]] = field(default_factory=list)
+    #: settings that were left to a foreign owner
+    left: list[dict[str, str]] = field(default_factory=list)
 
     def counts(self) -> dict[str, int]:
         found: dict[str, int] = {}
@@ -111,7 +117,8 @@ class _Run:
 
     def __init__(self, system: System, request: Request) -> None:
         self.system = system
-        self.request = request
+        owners = foreign.claimed(request.owners, request.present, request.partial)
+        self.request = replace(request, owners=owners)
         self.observer = Observer(system, tolerant=True)
         self.ledger = store.Ledger(system)
         # A call that speaks for the whole host writes the manifest anew; any other needs what it says.
@@ -141,6 +148,7 @@ class _Run:
         ]
         planes = self.observer.read(keys_read)
         wanted = [self._aim(setting, planes[setting.key]) for setting in wanted]
+        wanted, undone = self._settle_foreign(wanted, planes)
         for setting in wanted:
             self._hold_back(setting, planes[setting.key])
         judged = [self._judge(setting, planes[setting.key]) for setting in wanted]
@@ -170,6 +178,7 @@ class _Run:
         if self.report.changed:
             self._refuse_unwritable(list(files) + list(removed))
             self._write_ledger(judged, files, undone)
+            changes = self._stop_foreign(supported, changes)
             self._apply(files, removed, changes, undo_changes)
             judged = self._read_back(judged, changes, undone)
             self._look_again(judged, changes)
@@ -241,6 +250,22 @@ class _Run:
         for kind_name, settings in self.observer.by_kind(wanted).items():
             self.observer.kind(kind_name).check(settings, self.missing)
 
+    def _settle_foreign(
+        self, wanted: list[Setting], planes: dict[tuple[str, str], Planes]
+    ) -> tuple[list[Setting], dict[tuple[str, str], dict[str, Any]]]:
+        """What is wanted and undone once foreign owners are decided about; `planes` gains what that reads."""
+        decisions = self.request.foreign if self.request.present else None
+        settled = foreign.settle(self.observer, self.ledger, wanted, self._others(), planes, decisions)
+        self.report.foreign = [one.as_dict() for one in settled.findings]
+        self.report.left = settled.left
+        taken = [one for one in settled.wanted if one.owner == FOREIGN]
+        if taken:
+            self._check(taken)
+        undone = self._undone(settled.wanted)
+        needed = [one.key for one in taken] + list(undone)
+        planes.update(self.observer.read([key for key in needed if key not in planes]))
+        return settled.wanted, undone
+
     def _aim(self, setting: Setting, planes: Planes) -> Setting:
         entry = self.ledger.entry(*setting.key)
         baseline = entry["live"] if entry else planes.live
@@ -253,12 +278,10 @@ class _Run:
     def _hold_back(self, setting: Setting, planes: Planes) -> None:
         """Marks what could be made live at once and would disturb the host more than is allowed now."""
         kind = self.observer.kind(setting.kind)
-        if (
-            planes.unknown
-            or planes.unsupported
-            or not planes.has_live
-            or planes.needs in ("restart", "reboot")
-        ):
+        if planes.unknown or planes.unsupported or not planes.has_live:
+            return
+        # These have a switch of their own: to take over a program is the leave to stop it.
+        if planes.needs in ("restart", "reboot") or setting.owner == FOREIGN:
             return
         if planes.live is not None and kind.same(setting.name, setting.value, planes.live):
             return
@@ -505,6 +528,12 @@ class _Run:
         changes: Mapping[str, Sequence[Change]],
         undo_changes: Mapping[str, Sequence[Change]],
     ) -> None:
+        # A foreign service starts last: TuneD would remember our values as those to give back when it stops.
+        started = self._of_foreign(undo_changes)
+        undo_changes = {
+            kind_name: [change for change in found if change not in started]
+            for kind_name, found in undo_changes.items()
+        }
         # What a kind undoes by hand goes first: a service cannot be disabled once its unit file is gone.
         for kind_name in reversed(kinds.ORDER):
             if kind_name in undo_changes and kind_name not in kinds.RELOADING:
@@ -526,6 +555,29 @@ class _Run:
                 todo += undo_changes.get(kind_name, [])
             if todo or kind_name in touched:
                 self._activate(kind_name, todo, touched.get(kind_name, []))
+        self._activate("service", started, [])
+
+    def _of_foreign(self, changes: Mapping[str, Sequence[Change]]) -> list[Change]:
+        """Changes of the services of foreign owners."""
+        return [
+            change
+            for change in changes.get("service", [])
+            if (self.ledger.entry("service", change.name) or {}).get("owner") == FOREIGN
+        ]
+
+    def _stop_foreign(
+        self, supported: Sequence[Setting], changes: dict[str, list[Change]]
+    ) -> dict[str, list[Change]]:
+        """Stops foreign services before all else, since TuneD puts its own originals over our values then.
+
+        Returns what is to be changed after that.
+        """
+        stopped = self._of_foreign(changes)
+        if not stopped:
+            return changes
+        self._activate("service", stopped, [])
+        planes = _fresh(self.observer, supported).read([setting.key for setting in supported])
+        return self._changes(supported, planes)
 
     def _activate(self, kind_name: str, changes: Sequence[Change], files: Sequence[str]) -> None:
         for name, why in self.observer.kind(kind_name).activate(changes, files).items():

@@ -94,6 +94,22 @@ def change_lines(result: Result) -> list[str]:
     return [change_text(one) for one in changes(result, {})]
 
 
+def foreign_lines(result: Result) -> list[str]:
+    """Foreign owners that something was decided about or that may come to fight, and what they were left."""
+    found = []
+    for one in result.get("foreign") or []:
+        if one["decision"] == "none" and one["weight"] != "warning":
+            continue
+        package = f" ({one['package']})" if one["package"] else ""
+        more = f" and {len(one['affects']) - 3} more" if one["affects"][3:] else ""
+        affects = f" [{', '.join(one['affects'][:3])}{more}]" if one["affects"] else ""
+        found.append(f"{one['owner']}{package}: {one['decision']}: {one['reason']}{affects}. {one['remedy']}")
+    found += [
+        f"{one['owner']}: {one['kind']} {one['name']}: {one['left']}" for one in result.get("left") or []
+    ]
+    return found
+
+
 def service_lines(result: Result) -> list[str]:
     """Services that were asked to run, and which of them do."""
     services = [one for one in result.get("settings") or [] if one["kind"] == "service"]

@@ -21,7 +21,7 @@ if _MODULE_UTILS not in sys.path:
     sys.path.insert(0, _MODULE_UTILS)
 
 from hosttune import plan, report  # noqa: E402 - after the path is set
-from hosttune.summary import alike, change_lines, service_lines, verdict_table  # noqa: E402
+from hosttune.summary import alike, change_lines, foreign_lines, service_lines, verdict_table  # noqa: E402
 from hosttune.verdicts import BAD  # noqa: E402
 
 DOCUMENTATION = r"""
@@ -139,6 +139,8 @@ class CallbackModule(CallbackBase):
             self._list("Wrong", alike({host: self._wrong(one) for host, one in settings.items()}), error)
             pending = alike({host: self._pending(one) for host, one in settings.items()})
             self._list("Pending", pending, warning)
+        foreign = alike({host: foreign_lines(one) for host, one in settings.items()})
+        self._list("Foreign owners", foreign, warning)
         self._list("Failed", alike({host: self._failures(host) for host in self._hosts()}), error)
         moved = [host for host, one in settings.items() if one.get("topology_matches") is False]
         self._list("No longer the machine the values were computed for", moved, error)

@@ -19,7 +19,13 @@ def converge(request):
     try:
         report = engine.converge(System(), engine.Request(**request))
     except Refusal as refusal:
-        return {"refused": str(refusal), "thing": refusal.thing, "remedy": refusal.remedy}
+        findings = [one.as_dict() for one in getattr(refusal, "findings", [])]
+        return {
+            "refused": str(refusal),
+            "thing": refusal.thing,
+            "remedy": refusal.remedy,
+            "foreign": findings,
+        }
     return {
         "changed": report.changed,
         "settings": [judged.as_dict() for judged in report.settings],
@@ -28,6 +34,8 @@ def converge(request):
         "aside": report.aside,
         "diff": report.diff,
         "pending": report.pending(),
+        "foreign": report.foreign,
+        "left": report.left,
     }
 
 

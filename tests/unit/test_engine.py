@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from fake_host import FakeHost, as_root
-from hosttune import engine, lock, store, waivers
+from hosttune import drift, engine, lock, store, waivers
 from hosttune.model import Refusal
 
 SECRET = "hunter2-of-the-exchange"  # noqa: S105 - looked for in every output
@@ -72,11 +72,12 @@ def test_everything_is_in_sync_after_one_run(host):
 
 
 def test_a_foreign_file_that_wins_is_said_and_named(host):
+    host.apply(OWNERS)
     host.put("/etc/sysctl.d/zz-vendor.conf", "vm.swappiness = 30\n")
-    done = host.apply(OWNERS)
-    wrong = next(one for one in done.settings if one.setting.name == "vm.swappiness")
-    assert wrong.verdict == "boot_bomb"
-    assert "/etc/sysctl.d/zz-vendor.conf:1 says 30" in wrong.reason
+    found = drift.check(FakeHost.again(host)).settings
+    wrong = next(one for one in found if one["name"] == "vm.swappiness")
+    assert wrong["verdict"] == "boot_bomb"
+    assert "/etc/sysctl.d/zz-vendor.conf:1 says 30" in wrong["reason"]
 
 
 def test_a_second_run_changes_nothing_at_all(host):
