@@ -12,11 +12,17 @@ import random
 REMOVAL = """
 import json, os, sys
 def remove(made):
+    kept = []
     for path in reversed(made):
-        if os.path.isdir(path) and not os.path.islink(path):
+        if os.path.islink(path) or not os.path.isdir(path):
+            if os.path.lexists(path):
+                os.unlink(path)
+        elif os.listdir(path):
+            kept.append(path)
+        else:
             os.rmdir(path)
-        elif os.path.lexists(path):
-            os.unlink(path)
+    if kept:
+        raise SystemExit(f"somebody else put something into {kept}")
 """
 PLANTING = """
 def plant(entries):
