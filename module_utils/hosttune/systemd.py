@@ -74,6 +74,19 @@ class Systemd:
             raise OSError(ended.status, f"systemctl show: {ended.err.strip() or ended.status}")
         return dict(line.split("=", 1) for line in ended.out.split("\n") if "=" in line)
 
+    def enablement(self, units: Iterable[str]) -> dict[str, str]:
+        """Unit -> what `systemctl is-enabled` says of it now, empty where it has no answer.
+
+        UnitFileState of `show` is what a unit that runs had when systemd was first asked: links and masks that
+        came later are not in it, and NeedDaemonReload does not tell of them.
+        """
+        wanted = sorted(set(units))
+        said = self.system.run("systemctl", "is-enabled", "--", *wanted).out.split() if wanted else []
+        if len(said) == len(wanted):
+            return dict(zip(wanted, said))
+        # It ends at the first unit that has no file.
+        return {unit: self.system.run("systemctl", "is-enabled", "--", unit).out.strip() for unit in wanted}
+
     @staticmethod
     def listed(text: str) -> list[str]:
         """The words of a list as systemctl prints it: those with a backslash stand in quotes."""
@@ -247,6 +260,12 @@ def _unescape(text: str) -> str:
 def or_list(names: Sequence[str]) -> str:
     """A remedy that names them, empty for none."""
     return f"Did you mean {' or '.join(names)}?" if names else ""
+
+
+def mask_of(system: System, unit: str) -> str | None:
+    """The file that masks a unit; None where none does."""
+    paths = [f"{folder}/{unit}" for folder in unit_folders(system)]
+    return next((path for path in paths if system.exists(path) and is_masked(system, path)), None)
 
 
 def is_masked(system: System, path: str) -> bool:

@@ -29,6 +29,10 @@ class FakeSystem(System):
         assert argv[0] == "systemctl"
         if argv[1] == "show":
             return Ran(0, "\n".join(self._block(unit) for unit in argv[argv.index("--") + 1 :]), "")
+        if argv[1] == "is-enabled":
+            asked = [self.aliases.get(unit, unit) for unit in argv[argv.index("--") + 1 :]]
+            known = [self.units[unit][0] for unit in asked if unit in self.units]
+            return Ran(len(asked) - len(known), "".join(f"{state}\n" for state in known if state), "")
         if argv[1] == "daemon-reload":
             self.stale.clear()
             self.told.append("daemon-reload")
