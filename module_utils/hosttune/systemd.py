@@ -77,8 +77,8 @@ class Systemd:
     def enablement(self, units: Iterable[str]) -> dict[str, str]:
         """Unit -> what `systemctl is-enabled` says of it now, empty where it has no answer.
 
-        UnitFileState of `show` is what a unit that runs had when systemd was first asked: links and masks that
-        came later are not in it, and NeedDaemonReload does not tell of them.
+        UnitFileState of `show` is what a unit that runs had when systemd was first asked: links and masks
+        that came later are not in it, and NeedDaemonReload does not tell of them.
         """
         wanted = sorted(set(units))
         said = self.system.run("systemctl", "is-enabled", "--", *wanted).out.split() if wanted else []

@@ -234,10 +234,9 @@ def test_random_trees_of_the_manager_are_read_as_systemd_reads_them(reexecuted, 
                 if why:
                     wrong[fault].append(f"{name}: {why}; ours {read[name]}")
     caught = {fault: len(said) for fault, said in wrong.items() if fault}
+    said = f"{len(trees)} trees, {len(wrong[''])} disagreements, seed {number}; faults caught: {caught}"
     with capsys.disabled():
-        print(
-            f"\nmanager: {len(trees)} trees, {len(wrong[''])} disagreements, seed {number}; faults caught: {caught}"
-        )
+        print(f"\nmanager: {said}")
     assert not wrong[""], "\n".join(wrong[""][:20])
     assert len(answer["trees"]) == TREES
     assert all(caught.values()), caught

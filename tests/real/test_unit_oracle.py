@@ -601,3 +601,81 @@ def test_random_trees_of_units_are_read_as_systemd_reads_them(reloaded, capsys):
     assert not wrong, "\n".join(wrong[:20])
     assert compared >= 500
     assert all(caught.values()), caught
+
+
+UNIT = "htx-live.service"
+SERVICE = "[Service]\nExecStart=/bin/sleep 100000\nLimitNOFILE=1000:2000\nUMask=0022\n"
+OURS = f"/etc/systemd/system/{UNIT}.d/60-hosttune-limits.conf"
+
+
+@pytest.fixture
+def running(host):
+    """A service that runs with LimitNOFILE=1000:2000 of its vendor's file."""
+    with Planted(host, [[f"/usr/lib/systemd/system/{UNIT}", "file", SERVICE]]):
+        host.run(f"systemctl daemon-reload; systemctl start {UNIT}")
+        yield host
+        host.run(f"rm -f /etc/systemd/system/{UNIT}.d/99-htx.conf; systemctl daemon-reload")
+        host.undo()
+        host.run(f"systemctl stop {UNIT}")
+    host.run("systemctl daemon-reload")
+
+
+def planes_of(host, name):
+    """The verdict of the drift check, and what stands where."""
+    found = {one["name"]: one for one in host.drift()["settings"]}[name]
+    return found["verdict"], found["live"], found["persisted"]["value"], found.get("process")
+
+
+def test_what_is_on_disk_loaded_and_running_is_told_apart(running):
+    host, name = running, f"{UNIT}/Service/LimitNOFILE"
+    applied = host.converge({"limits": {"unit": {name: "1500:1800"}}})
+    # Persisted and loaded; the process that runs still has what it began with.
+    assert host.verdicts(applied) == {name: "pending_restart"}, applied
+    assert planes_of(host, name) == ("pending_restart", "1500:1800", "1500:1800", "1000:2000")
+    host.run(f"systemctl restart {UNIT}")
+    assert planes_of(host, name) == ("in_sync", "1500:1800", "1500:1800", "1500:1800")
+
+    # A stronger drop-in that nobody has loaded: right now, wrong from the next reload on.
+    host.put({f"/etc/systemd/system/{UNIT}.d/99-htx.conf": "[Service]\nLimitNOFILE=1100:1200\n"})
+    assert host.run(f"systemctl show --value -p NeedDaemonReload {UNIT}").strip() == "yes"
+    assert planes_of(host, name) == ("boot_bomb", "1500:1800", "1100:1200", "1500:1800")
+    host.run("systemctl daemon-reload")
+    assert planes_of(host, name) == ("drift", "1100:1200", "1100:1200", "1500:1800")
+    host.run(f"systemctl restart {UNIT}")
+    assert planes_of(host, name) == ("drift", "1100:1200", "1100:1200", "1100:1200")
+
+    # Gone from disk, still loaded: a reload heals what is live, the process waits for its restart.
+    host.run(f"rm /etc/systemd/system/{UNIT}.d/99-htx.conf")
+    assert planes_of(host, name) == ("live_drift", "1100:1200", "1500:1800", "1100:1200")
+    host.run("systemctl daemon-reload")
+    assert planes_of(host, name) == ("pending_restart", "1500:1800", "1500:1800", "1100:1200")
+
+    # A changed process (prlimit) of a unit that is right.
+    host.run(f"systemctl restart {UNIT}")
+    host.run(f"prlimit --nofile=1400:1800 --pid $(systemctl show --value -p MainPID {UNIT})")
+    assert planes_of(host, name) == ("pending_restart", "1500:1800", "1500:1800", "1400:1800")
+    host.run(f"systemctl restart {UNIT}")
+
+    # Our own file edited and not loaded, then mended by the next run.
+    host.run(f"sed -i s/1500:1800/1600:1700/ {OURS}")
+    assert planes_of(host, name)[:3] == ("boot_bomb", "1500:1800", "1600:1700")
+    assert host.verdicts(host.converge({"limits": {"unit": {name: "1500:1800"}}})) == {name: "in_sync"}
+    shown = host.run(f"systemctl show -p LimitNOFILE,LimitNOFILESoft {UNIT}").split()
+    assert sorted(shown) == ["LimitNOFILE=1800", "LimitNOFILESoft=1500"]
+
+
+def test_what_systemd_refuses_hides_nothing(running):
+    """A later line that systemd refuses neither wins nor makes drift; one that resets does."""
+    host, names = running, [f"{UNIT}/Service/LimitNOFILE", f"{UNIT}/Service/OOMScoreAdjust"]
+    wanted = {names[0]: "1500:1800", names[1]: "123"}
+    host.converge({"limits": {"unit": wanted}})
+    host.run(f"systemctl restart {UNIT}")
+    with Planted(
+        host,
+        [[f"/etc/systemd/system/{UNIT}.d/99-htx.conf", "file", "[Service]\nLimitNOFILE=\nOOMScoreAdjust=\n"]],
+    ):
+        host.run("systemctl daemon-reload")
+        assert planes_of(host, names[0])[0] == "in_sync"
+        assert planes_of(host, names[1]) == ("drift", "0", "", "123")
+    host.run("systemctl daemon-reload")
+    assert {planes_of(host, name)[0] for name in names} == {"in_sync"}

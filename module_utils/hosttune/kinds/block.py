@@ -10,8 +10,8 @@ nr_requests and brings the attributes below iosched/.
 
 Persisted truth walks all rules as udev does (udev(7)): files by base name with masking, lines in order, GOTO
 followed, for the events `add` and `change`; the last assignment that matches wins, since udev writes each at
-once. A match on what only udev knows at the event (PROGRAM, properties that other files or imports bring) leaves
-a rule undecided: it counts as not matching and is named in the note where it would assign.
+once. A match on what only udev knows at the event (PROGRAM, properties that other files or imports bring)
+leaves a rule undecided: it counts as not matching and is named in the note where it would assign.
 """
 
 from __future__ import annotations

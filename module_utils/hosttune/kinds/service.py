@@ -1,10 +1,9 @@
 """Kind service: whether units start at boot and run now.
 
-Name: UNIT. Value: words of `enabled`, `disabled` or `masked` (persisted: what
-`systemctl is-enabled` computes from the links on disk) and of `active` or
-`inactive` (live: ActiveState); only what is asked is compared, so `masked` says nothing of what runs. Nothing
-is written as a file: systemctl makes and removes the links. Starting and stopping restarts a service in the
-sense of the disruption classes.
+Name: UNIT. Value: words of `enabled`, `disabled` or `masked` (persisted: what `systemctl is-enabled` computes
+from the links on disk) and of `active` or `inactive` (live: ActiveState); only what is asked is compared, so
+`masked` says nothing of what runs. Nothing is written as a file: systemctl makes and removes the links.
+Starting and stopping restarts a service in the sense of the disruption classes.
 
 A unit that this host does not have is `absent` on disk and inactive: right where `disabled`, `inactive` or
 `masked` is asked (what would be stopped cannot start), unless its name looks like a mistake.

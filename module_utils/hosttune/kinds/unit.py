@@ -198,6 +198,8 @@ _AT_START = words(
     "ProtectKernelTunables ProtectProc ProcSubset ProtectSystem LockPersonality MemoryDenyWriteExecute "
     "IOSchedulingClass IOSchedulingPriority Type WatchdogSec Slice Delegate"
 )
+_CAP_SYS_NICE = 23
+_CAP_SYS_RESOURCE = 24
 _ALWAYS_SHOWN = (
     "LoadState",
     "LoadError",
@@ -483,13 +485,38 @@ class UnitKind(Kind):
             planes.process = planes.live
             planes.note = f"the cgroup and the CPUs online leave it {found}"
             return
-        if self.system.container and not newer:
+        if self.system.container and not newer and self._beyond_reach(directive, found, planes.live):
             # A container without CAP_SYS_RESOURCE may not raise; systemd then takes what it gets, in silence.
             planes.note = f"the process has {found}: this container's capabilities allow no more"
             return
         planes.process = found
         if loaded:
             planes.needs = "restart"
+
+    def _beyond_reach(self, directive: str, found: str, wanted: str) -> bool:
+        """Whether systemd may well have been unable to give a process more than what is `found`.
+
+        Resource limits go up to PID 1's own without a capability, and anything goes the easy way; of
+        directives about which nothing is known here it may be so.
+        """
+        if directive.startswith("Limit"):
+            own = self._limit_of("/proc/1", _LIMIT_LINES[directive[5:]])
+            (_, has), (_, hard) = limit(directive[5:], found), limit(directive[5:], wanted)
+            if own is None or has is None or has != limit(directive[5:], own)[1]:
+                return False
+            return not self._capable(_CAP_SYS_RESOURCE) and (hard is None or hard > has)
+        if directive == "OOMScoreAdjust":
+            return int(wanted) < int(found) and not self._capable(_CAP_SYS_RESOURCE)
+        if directive == "Nice":
+            return int(wanted) < int(found) and not self._capable(_CAP_SYS_NICE)
+        return True
+
+    def _capable(self, capability: int) -> bool:
+        """Whether PID 1 has a capability (its bit, capability.h)."""
+        try:
+            return bool(int(self._status_of("/proc/1", "CapEff") or "0", 16) >> capability & 1)
+        except OSError:
+            return False
 
     def _of_process(self, directive: str, pid: str, live: str) -> str | None:
         """What a process has, in the words of the directive; None where /proc does not show it."""
