@@ -364,7 +364,7 @@ def size(text: str) -> int | None:
 
 def integer(text: str) -> int:
     """A whole number as C reads it: 16, +16, 0x10, 0o20 or 020."""
-    part = re.match(r"([+-]?)(?:0[xX]([0-9a-fA-F]+)|0[bB]([01]+)|0[oO]?([0-7]+)|(\d+))\Z", text)
+    part = re.match(r"([+-]?)(?:0[xX]([0-9a-fA-F]+)|0[bB]([01]+)|0[oO]?([0-7]+)|([1-9]\d*|0))\Z", text)
     if part is None:
         raise ValueError(f"'{text}' is no whole number")
     digits = ((part[2], 16), (part[3], 2), (part[4], 8), (part[5], 10))
@@ -398,9 +398,9 @@ def _limit(resource: str, text: str) -> int | None:
         if not -20 <= nice <= 19:
             raise ValueError(f"'{text}' is no nice level from -20 to 19")
         return 20 - nice
-    if not re.match(r"\d+\Z", text):
-        raise ValueError(f"'{text}' is no whole number")
-    return int(text)
+    if text.startswith("-"):
+        raise ValueError(f"'{text}' is below zero")
+    return integer(text)
 
 
 def limit(resource: str, text: str) -> tuple[int | None, int | None]:

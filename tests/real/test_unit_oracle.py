@@ -84,6 +84,9 @@ class Values:
             value = self.chance.choice(INVALID[directive])
         else:
             value, shown = getattr(self, directive)()
+            if directive == "TimeoutStopSec" and self.chance.random() < 0.2:
+                directive, both = "TimeoutSec", shown["TimeoutStopUSec"]
+                self.printed["TimeoutStopSec", " ".join(value.split())] = {"TimeoutStopUSec": both}
             self.printed[directive, " ".join(value.split())] = shown
         blanks = ["", " ", "\t", "  "]
         before, after, around = (self.chance.choice(blanks) for _ in range(3))
@@ -143,6 +146,10 @@ class Values:
     def OOMScoreAdjust(self):
         number = self.fresh() % 1000 * self.chance.choice([1, -1])
         return str(number), {"OOMScoreAdjust": str(number)}
+
+    def LimitNPROC(self):
+        number = self.fresh()
+        return self.number(number), {"LimitNPROCSoft": str(number), "LimitNPROC": str(number)}
 
     def _seconds(self, property_: str):
         number = self.fresh()
@@ -224,6 +231,7 @@ class Values:
 INVALID = {
     "LimitNOFILE": ["many", "9:3", "5 : 6", "-1", "1K"],
     "LimitMEMLOCK": ["1Z", "much"],
+    "LimitNPROC": ["-5", "08", "1.5"],
     "TasksMax": ["0", "5K", "some"],
     "MemoryMax": ["12Q", "big"],
     "CPUWeight": ["0", "10001", "heavy"],
@@ -237,7 +245,7 @@ INVALID = {
     "StartLimitBurst": ["-1", "x"],
     "Restart": ["maybe", "Always"],
     "KillSignal": ["SIGNOT", "999"],
-    "UMask": ["99", "x"],
+    "UMask": ["99", "x", "0o22"],
     "NoNewPrivileges": ["maybe"],
     "ProtectSystem": ["half"],
     "NUMAPolicy": ["near"],

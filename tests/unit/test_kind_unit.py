@@ -332,7 +332,7 @@ def test_what_is_no_value_raises(function: object, text: str) -> None:
         function(text)  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("text", ["64K", "100 : 200", "100:", ":100", "+5", "1.5"])
+@pytest.mark.parametrize("text", ["64K", "100 : 200", "100:", ":100", "-5", "08", "1.5"])
 def test_counts_that_systemd_252_does_not_take(text: str) -> None:
     with pytest.raises(ValueError, match="'"):
         systemd.limit("NOFILE", text)
@@ -687,3 +687,22 @@ def test_a_file_ends_its_last_line_and_a_broken_header_ends_the_file() -> None:
     assert values("[A]\na=1\\") == ["1"]
     assert values("[A]\na=1 \\\n# b") == ["1"]
     assert values("a=1\n[A]\nb=\u00a02\n[B\nc=3\n") == ["\u00a02"]
+
+
+def test_shorthands_shares_and_what_only_a_running_service_shows(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        unit_file({"TimeoutStopSec": "5", "TimeoutSec": "9", "MemoryMax": "50%", "WatchdogSec": "3"}),
+    )
+    shown = {
+        **SHOWN,
+        "TimeoutStopUSec": "9s",
+        "MemoryMax": "805306368",
+        "WatchdogUSec": "infinity",
+        "MainPID": "0",
+    }
+    names = [name_of(one) for one in ("TimeoutStopSec", "MemoryMax", "WatchdogSec", "StartupAllowedCPUs")]
+    planes = UnitKind(FakeSystem(tmp_path, {UNIT: shown})).read(names)
+    assert [planes[name].live for name in names] == ["9s", "50%", "3", ""]
+    assert [one.value for one in planes[names[0]].definitions] == ["5", "9"]
+    assert {planes[name].needs for name in names} == {"none"}

@@ -19,6 +19,7 @@ Written files become live by one `systemctl daemon-reload`. Nothing is restarted
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 from collections.abc import Iterable, Mapping, Sequence
@@ -198,6 +199,13 @@ _AT_START = words(
     "ProtectKernelTunables ProtectProc ProcSubset ProtectSystem LockPersonality MemoryDenyWriteExecute "
     "IOSchedulingClass IOSchedulingPriority Type WatchdogSec Slice Delegate"
 )
+#: Lines of other names that set a directive as well: shorthands, and where older systemd had them.
+_ALSO_SET_BY = {
+    "TimeoutStartSec": (("Service", "TimeoutSec"),),
+    "TimeoutStopSec": (("Service", "TimeoutSec"),),
+    "StartLimitBurst": (("Service", "StartLimitBurst"),),
+    "StartLimitIntervalSec": (("Service", "StartLimitInterval"), ("Unit", "StartLimitInterval")),
+}
 _CAP_SYS_NICE = 23
 _CAP_SYS_RESOURCE = 24
 _ALWAYS_SHOWN = (
@@ -222,6 +230,8 @@ def properties(directive: str) -> tuple[str, ...]:
         return (directive,)
     if directive.endswith("Sec") and directive not in _SPAN_WITHOUT_PROPERTY | CLEARED:
         return (f"{directive[:-3]}USec",)
+    if directive.startswith("Startup") and directive in _CPU_SETS:
+        return ()  # systemctl 252 prints these as raw bytes
     one_to_one = _CPU_SETS | _SIZES | _NUMBERS | _BOOLEANS | _PLAIN | _SIGNALS
     if directive in one_to_one or directive in _NAMED or directive in ("UMask", "CoredumpFilter"):
         return (directive,)
@@ -427,7 +437,7 @@ class UnitKind(Kind):
         mine = [
             replace(one, value=expand(one.value, unit) if directive in _EXPANDED else one.value)
             for one in lines
-            if (one.section, one.name) == (section, directive)
+            if (one.section, one.name) in ((section, directive), *_ALSO_SET_BY.get(directive, ()))
         ]
         planes.definitions = definitions(
             [one for one in mine if takes(directive, one.value)], directive in CLEARED | ADDED
@@ -449,8 +459,13 @@ class UnitKind(Kind):
                     (word for word, number in _NAMED[directive].items() if str(number) == planes.live),
                     planes.live,
                 )
-        elif shown.get("NeedDaemonReload") != "yes":
-            planes.live = planes.winner.value if planes.winner else ""
+        loaded = shown.get("NeedDaemonReload") != "yes"
+        percent = planes.winner is not None and planes.winner.value.endswith("%") and directive in _SIZES
+        idle = directive == "WatchdogSec" and shown.get("MainPID", "0") == "0"
+        # What systemd shows cannot be compared: the share of the machine's memory or tasks as a number, and
+        # no watchdog while nothing runs.
+        if loaded and (planes.live is None or percent or idle):
+            planes.live = planes.winner.value if planes.winner else planes.live or ""
         if not agrees(self, name, planes):
             planes.needs = "reload"
         if section == "Service" and shown.get("MainPID", "0") != "0":
@@ -711,6 +726,8 @@ def _canonical(directive: str, text: str) -> object:
     if directive in _NAMED:
         return _NAMED[directive][text] if text in _NAMED[directive] else int(text)
     if directive == "UMask":
+        if not re.match(r"[0-7]+\Z", text):
+            raise ValueError(f"'{text}' is no octal mode")
         return int(text, 8)
     if directive == "CoredumpFilter":
         return _coredump(text)
