@@ -11,9 +11,10 @@ import datetime
 import difflib
 import os
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 
 from . import cpulist
 from .system import System
@@ -73,6 +74,24 @@ class Systemd:
             raise OSError(ended.status, f"systemctl show: {ended.err.strip() or ended.status}")
         return dict(line.split("=", 1) for line in ended.out.split("\n") if "=" in line)
 
+    def enablement(self, units: Iterable[str]) -> dict[str, str]:
+        """Unit -> what `systemctl is-enabled` says of it now, empty where it has no answer.
+
+        UnitFileState of `show` is what a unit that runs had when systemd was first asked: links and masks
+        that came later are not in it, and NeedDaemonReload does not tell of them.
+        """
+        wanted = sorted(set(units))
+        said = self.system.run("systemctl", "is-enabled", "--", *wanted).out.split() if wanted else []
+        if len(said) == len(wanted):
+            return dict(zip(wanted, said))
+        # It ends at the first unit that has no file.
+        return {unit: self.system.run("systemctl", "is-enabled", "--", unit).out.strip() for unit in wanted}
+
+    @staticmethod
+    def listed(text: str) -> list[str]:
+        """The words of a list as systemctl prints it: those with a backslash stand in quotes."""
+        return shlex.split(text)
+
     @staticmethod
     def seconds(timestamp: str) -> float | None:
         """Seconds since the epoch of `Mon 2026-11-23 06:17:00.123456 UTC`; None of an empty one."""
@@ -98,25 +117,42 @@ class Assignment:
     line: int
 
 
+#: What systemd takes for blanks; Python's strip() would take more.
+_BLANKS = " \t\n\r"
+
+
 def assignments(text: str, file: str) -> Iterator[Assignment]:
-    """The assignments of a file in order, continued lines joined, as systemd's config_parse() reads them."""
+    """The assignments of a file in order as systemd's config_parse() reads them.
+
+    Those in no section never count, and what follows a broken section header is not read.
+    """
     section = ""
+    for start, line in _joined(text.removeprefix("\ufeff")):
+        if line.startswith("["):
+            if not line.endswith("]"):
+                return
+            section = line[1:-1]
+        elif section and "=" in line:
+            name, _, value = line.partition("=")
+            yield Assignment(section, name.strip(_BLANKS), value.strip(_BLANKS), file, start)
+
+
+def _joined(text: str) -> Iterator[tuple[int, str]]:
+    """Lines with their number, continued ones joined and stripped."""
     held, start = "", 0
-    for number, line in enumerate(text.lstrip("\ufeff").split("\n"), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         # A comment between continued lines is dropped and does not end the continuation.
-        if line.lstrip()[:1] in ("#", ";"):
+        if line.lstrip(_BLANKS)[:1] in ("#", ";"):
             continue
         if not held:
             start = number
         if (len(line) - len(line.rstrip("\\"))) % 2:
             held += line[:-1] + " "
             continue
-        whole, held = (held + line).strip(), ""
-        if whole.startswith("[") and whole.endswith("]"):
-            section = whole[1:-1]
-        elif "=" in whole:
-            name, _, value = whole.partition("=")
-            yield Assignment(section, name.strip(), value.strip(), file, start)
+        yield start, (held + line).strip(_BLANKS)
+        held = ""
+    if held:
+        yield start, held.strip(_BLANKS)  # the file ends with a backslash or a comment
 
 
 def read_assignments(system: System, files: Iterable[str]) -> list[Assignment]:
@@ -196,9 +232,40 @@ def near_units(system: System, unit: str) -> list[str]:
     return [f"{near}.{suffix}" for near in difflib.get_close_matches(stem, stems, n=3, cutoff=0.75)]
 
 
+def expand(text: str, unit: str) -> str:
+    """The specifiers of a unit's name and of systemd's folders (systemd.unit(5)); others stay."""
+    stem, _, _suffix = unit.rpartition(".")
+    prefix, _, instance = stem.partition("@")
+    last = prefix.rpartition("-")[2]
+    known = {
+        **{
+            "n": unit,
+            "N": stem,
+            "p": prefix,
+            "P": _unescape(prefix),
+            "i": instance,
+            "I": _unescape(instance),
+        },
+        **{"j": last, "J": _unescape(last), "%": "%", "t": "/run", "S": "/var/lib", "C": "/var/cache"},
+        **{"L": "/var/log", "E": "/etc", "h": "/root", "u": "root", "U": "0"},
+    }
+    return re.sub("%(.)", lambda part: known.get(part[1], part[0]), text)
+
+
+def _unescape(text: str) -> str:
+    """What systemd-escape(1) made a part of a unit's name from."""
+    return re.sub(r"\\x([0-9a-f]{2})", lambda part: chr(int(part[1], 16)), text.replace("-", "/"))
+
+
 def or_list(names: Sequence[str]) -> str:
     """A remedy that names them, empty for none."""
     return f"Did you mean {' or '.join(names)}?" if names else ""
+
+
+def mask_of(system: System, unit: str) -> str | None:
+    """The file that masks a unit; None where none does."""
+    paths = [f"{folder}/{unit}" for folder in unit_folders(system)]
+    return next((path for path in paths if system.exists(path) and is_masked(system, path)), None)
 
 
 def is_masked(system: System, path: str) -> bool:
@@ -222,7 +289,7 @@ def dropins(system: System, unit: str, aliases: Sequence[str] = ()) -> list[str]
     chosen: dict[str, str] = {}
     for folder in dict.fromkeys(ordered):
         for name in system.names(folder):
-            if name.endswith(".conf"):
+            if name.endswith(".conf") and not name.startswith("."):
                 chosen.setdefault(name, f"{folder}/{name}")
     # A masked one (empty, or a link to /dev/null) stays in the list, as in DropInPaths: it says nothing.
     return [chosen[name] for name in sorted(chosen)]
@@ -246,6 +313,7 @@ _SPANS = {
     **dict.fromkeys(("y", "year", "years"), 31557600 * 10**9),
 }
 _SPAN = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-zµμ]*)")
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([BKMGTPE]?)")
 _SIZES = {"": 1, "B": 1, **{letter: 1024 ** (power + 1) for power, letter in enumerate("KMGTPE")}}
 
 
@@ -276,18 +344,32 @@ def nanoseconds(text: str, bare: str = "s") -> int | None:
 
 
 def size(text: str) -> int | None:
-    """Bytes of a size with a suffix to the base of 1024 ("1.5G"); None is infinity."""
+    """Bytes of a size with suffixes to the base of 1024 ("1.5G", "1G 512M"); None is infinity."""
     text = text.strip()
     if text == "infinity":
         return None
-    number = text.rstrip("BKMGTPE")
-    suffix = text[len(number) :]
-    if not re.match(r"\d+(\.\d+)?\Z", number) or suffix not in _SIZES:
-        raise ValueError(f"'{text}' is no size such as 512M")
-    try:
-        return int(Decimal(number) * _SIZES[suffix])
-    except InvalidOperation as error:
-        raise ValueError(f"'{text}' is no size such as 512M") from error
+    total, at, before = Decimal(0), 0, 1 << 64
+    while at < len(text):
+        part = _SIZE.match(text, at)
+        # Each part is in a smaller unit than the one before.
+        if part is None or _SIZES[part[2]] >= before:
+            raise ValueError(f"'{text}' is no size such as 512M")
+        before = _SIZES[part[2]]
+        total += Decimal(part[1]) * before
+        at = part.end()
+    if at == 0:
+        raise ValueError("nothing is no size")
+    return int(total)
+
+
+def integer(text: str) -> int:
+    """A whole number as C reads it: 16, +16, 0x10, 0o20 or 020."""
+    part = re.match(r"([+-]?)(?:0[xX]([0-9a-fA-F]+)|0[bB]([01]+)|0[oO]?([0-7]+)|([1-9]\d*|0))\Z", text)
+    if part is None:
+        raise ValueError(f"'{text}' is no whole number")
+    digits = ((part[2], 16), (part[3], 2), (part[4], 8), (part[5], 10))
+    number = next(int(found, base) for found, base in digits if found)
+    return -number if part[1] == "-" else number
 
 
 def cpu_set(text: str) -> frozenset[int]:
@@ -316,9 +398,9 @@ def _limit(resource: str, text: str) -> int | None:
         if not -20 <= nice <= 19:
             raise ValueError(f"'{text}' is no nice level from -20 to 19")
         return 20 - nice
-    if not re.match(r"\d+\Z", text):
-        raise ValueError(f"'{text}' is no whole number")
-    return int(text)
+    if text.startswith("-"):
+        raise ValueError(f"'{text}' is below zero")
+    return integer(text)
 
 
 def limit(resource: str, text: str) -> tuple[int | None, int | None]:

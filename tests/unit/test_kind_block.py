@@ -343,3 +343,36 @@ def test_a_container_reads_and_never_sets_but_still_knows_its_disks(host, tmp_pa
 )
 def test_clamps(host, name, wanted, found, clamped):
     assert bool(BlockKind(host).clamps(name, wanted, found)) is clamped
+
+
+def test_parents_properties_and_what_udev_refuses(tmp_path):
+    device = tmp_path / "sys/devices/pci0/virtio1/block/vda"
+    tree(
+        tmp_path,
+        {
+            "sys/devices/pci0/vendor": "0x1af4\n",
+            "sys/devices/pci0/uevent": "",
+            "sys/devices/pci0/virtio1/uevent": "",
+            "sys/devices/pci0/virtio1/block/vda/uevent": "",
+            "sys/devices/pci0/virtio1/block/vda/size": "8\n",
+            "etc/udev/rules.d/a.rules": (
+                'ATTRS{vendor}=="0x1*", KERNELS=="pci0", ATTR{queue/x}="1"\n'
+                'ATTRS{vendor}=="0x1*", ATTRS{size}=="8", ATTR{queue/x}="2"\n'  # never the same parent
+                'KERNEL=="vd[^b]", ENV{MINE}="yes"\n'
+                'ENV{MINE}=="yes", ATTR{queue/x}="3"\n'
+                'ENV{MINE}=="no", ATTR{queue/x}="4"\n'
+                'KERNEL="vda", ATTR{queue/x}="5"\n'
+                'GOTO="nowhere"\n'
+                'ATTR{queue/nosuch}!="y", ATTR{queue/x}="6"\n'
+                'DEVPATH=="/devices/pci0/*", ATTR{queue/x}="7"\n'
+                'ENV{ELSEWHERE}=="yes", ATTR{queue/x}="8"\n'
+            ),
+        },
+    )
+    (tmp_path / "sys/block").mkdir(parents=True)
+    (tmp_path / "sys/block/vda").symlink_to(device)
+    system = System(str(tmp_path))
+    file = "/etc/udev/rules.d/a.rules"
+    found, doubts = walk([(file, parse_rules(system, file))], Device(system, "vda"), "queue/x")
+    assert [one.value for one in found] == ["1", "3", "7"]
+    assert doubts == [f"{file}:10"]

@@ -232,3 +232,13 @@ def test_a_manager_that_stays_silent_is_a_failure_of_every_change(
     system.deaf = 1000
     failed: dict[str, Any] = ManagerKind(system).activate([Change("LogLevel", "info")], [])
     assert "does not answer" in failed["LogLevel"]
+
+
+def test_before_256_only_etc_holds_the_main_file(tmp_path: Path) -> None:
+    files = {"/usr/lib/systemd/system.conf": "[Manager]\nDefaultTasksMax=5\nDefaultTasksMax=x\n"}
+    system = write(tmp_path, files)
+    system.shown["Version"] = "252.39-1~deb12u2"
+    assert ManagerKind(system).read(["DefaultTasksMax"])["DefaultTasksMax"].definitions == []
+    system.shown["Version"] = "257.4-1"
+    found = ManagerKind(system).read(["DefaultTasksMax"])["DefaultTasksMax"].definitions
+    assert [one.value for one in found] == ["5"]

@@ -29,6 +29,10 @@ class FakeSystem(System):
         assert argv[0] == "systemctl"
         if argv[1] == "show":
             return Ran(0, "\n".join(self._block(unit) for unit in argv[argv.index("--") + 1 :]), "")
+        if argv[1] == "is-enabled":
+            asked = [self.aliases.get(unit, unit) for unit in argv[argv.index("--") + 1 :]]
+            known = [self.units[unit][0] for unit in asked if unit in self.units]
+            return Ran(len(asked) - len(known), "".join(f"{state}\n" for state in known if state), "")
         if argv[1] == "daemon-reload":
             self.stale.clear()
             self.told.append("daemon-reload")
@@ -224,3 +228,16 @@ def test_a_unit_that_comes_as_a_file_of_the_same_call_is_no_mistake(tmp_path: Pa
     planes = kind.read(["orchestrator.service"])["orchestrator.service"]
     assert not planes.unknown
     assert planes.live == "inactive"
+
+
+def test_a_mask_is_named_by_its_own_file_and_the_links_on_disk_count(tmp_path: Path) -> None:
+    system = FakeSystem(
+        tmp_path, {"a.service": ["masked-runtime", "active"], "b.service": ["enabled", "active"]}
+    )
+    folder = tmp_path / "run/systemd/system"
+    folder.mkdir(parents=True)
+    (folder / "a.service").symlink_to("/dev/null")
+    planes = ServiceKind(system).read(["a.service", "b.service", "gone.service"])
+    found = [planes[name].definitions[0] for name in planes]
+    assert [one.value for one in found] == ["masked-runtime", "enabled", "absent"]
+    assert found[0].file == "/run/systemd/system/a.service"

@@ -332,7 +332,7 @@ def test_what_is_no_value_raises(function: object, text: str) -> None:
         function(text)  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("text", ["64K", "100 : 200", "100:", ":100", "+5", "1.5"])
+@pytest.mark.parametrize("text", ["64K", "100 : 200", "100:", ":100", "-5", "08", "1.5"])
 def test_counts_that_systemd_252_does_not_take(text: str) -> None:
     with pytest.raises(ValueError, match="'"):
         systemd.limit("NOFILE", text)
@@ -438,6 +438,25 @@ def test_a_container_that_may_not_raise_says_so_and_waits_for_nothing(tmp_path: 
     # a file newer than the process is another matter: the restart is still to come
     write(tmp_path, unit_file({"OOMScoreAdjust": "-300"}), age=STARTED + 1)
     assert UnitKind(system).read([name])[name].needs == "restart"
+
+
+def test_a_container_gives_what_it_has_itself(tmp_path: Path) -> None:
+    # A limit below PID 1's own needs no capability: a process without it began before the file said so.
+    name = name_of("LimitNOFILE")
+    write(tmp_path, unit_file({"LimitNOFILE": "700:800"}))
+    shown = {**SHOWN, "LimitNOFILESoft": "700", "LimitNOFILE": "800"}
+    system = FakeSystem(tmp_path, {UNIT: shown})
+    system.__dict__["container"] = "systemd-nspawn"
+    line = "Max open files            {0}                {1}                files     \n"
+    process(tmp_path, limits=line.format(100, 500))
+    write(tmp_path, {"/proc/1/limits": line.format(5000, 5000), "/proc/1/status": "CapEff:\tfcecafff\n"})
+    planes = UnitKind(system).read([name])[name]
+    assert (planes.process, planes.needs) == ("100:500", "restart")
+    write(tmp_path, {"/proc/1/limits": line.format(500, 500)})
+    planes = UnitKind(system).read([name])[name]
+    assert planes.process is None and "the process has 100:500" in planes.note
+    write(tmp_path, {"/proc/1/status": "CapEff:\tffffffff\n"})
+    assert UnitKind(system).read([name])[name].process == "100:500"
 
 
 def test_what_proc_does_not_show_is_compared_by_age(tmp_path: Path) -> None:
@@ -638,3 +657,52 @@ def test_a_missing_unit_waits_for_its_package(tmp_path: Path) -> None:
     assert "does not exist" in kind.read([name])[name].unknown
     with pytest.raises(Refusal, match=r"no unit redis-server\.service"):
         kind.check([setting(name, "1")], {"numa": []})
+
+
+def test_what_systemd_refuses_says_nothing(tmp_path: Path) -> None:
+    lines = (
+        "[Service]\nLimitNOFILE=5:9\nLimitNOFILE=\nLimitNOFILE=9:5\nNice=3\nNice=20\nNice=\nTasksMax=0x10\n"
+        "TasksMax=5K\nMemoryMax=1G 512M\nMemoryMax=512M 1G\nRestart=always\nRestart=maybe\n"
+        "AllowedCPUs=%i\nAllowedCPUs=x\n[Unit]\nDescription=%p of %%\n"
+    )
+    write(
+        tmp_path,
+        {"/etc/systemd/system/kt@.service": lines, "/etc/systemd/system/kt@.service.d/.h.conf": lines},
+    )
+    kind = UnitKind(FakeSystem(tmp_path, {}))
+    names = [
+        name_of(one, "Unit" if one == "Description" else "Service", "kt@3.service")
+        for one in ("LimitNOFILE", "Nice", "TasksMax", "MemoryMax", "Restart", "AllowedCPUs", "Description")
+    ]
+    found = kind.read(names)
+    values = [[one.value for one in found[name].definitions] for name in names]
+    assert values == [["5:9"], ["3", ""], ["0x10"], ["1G 512M"], ["always"], ["3"], ["kt of %"]]
+    assert kind.same(names[2], "16", "0x10") and kind.same(names[6], "%p of %%", "kt of %")
+
+
+def test_a_file_ends_its_last_line_and_a_broken_header_ends_the_file() -> None:
+    def values(text: str) -> list[str]:
+        return [one.value for one in systemd.assignments(text, "x")]
+
+    assert values("[A]\na=1\\") == ["1"]
+    assert values("[A]\na=1 \\\n# b") == ["1"]
+    assert values("a=1\n[A]\nb=\u00a02\n[B\nc=3\n") == ["\u00a02"]
+
+
+def test_shorthands_shares_and_what_only_a_running_service_shows(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        unit_file({"TimeoutStopSec": "5", "TimeoutSec": "9", "MemoryMax": "50%", "WatchdogSec": "3"}),
+    )
+    shown = {
+        **SHOWN,
+        "TimeoutStopUSec": "9s",
+        "MemoryMax": "805306368",
+        "WatchdogUSec": "infinity",
+        "MainPID": "0",
+    }
+    names = [name_of(one) for one in ("TimeoutStopSec", "MemoryMax", "WatchdogSec", "StartupAllowedCPUs")]
+    planes = UnitKind(FakeSystem(tmp_path, {UNIT: shown})).read(names)
+    assert [planes[name].live for name in names] == ["9s", "50%", "3", ""]
+    assert [one.value for one in planes[names[0]].definitions] == ["5", "9"]
+    assert {planes[name].needs for name in names} == {"none"}

@@ -131,12 +131,13 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def ordered_files(system: System, folders: Sequence[str], suffix: str) -> list[str]:
     """Files as systemd reads them: by base name over all folders, the first folder masks the later ones.
 
-    A link to /dev/null (or an empty file, which then defines nothing) masks the name. Source: sysctl.d(5).
+    A link to /dev/null (or an empty file, which then defines nothing) masks the name; hidden files are not
+    read. Source: sysctl.d(5), systemd's conf_files_list().
     """
     chosen: dict[str, str] = {}
     for folder in folders:
         for name in system.names(folder):
-            if name.endswith(suffix) and name not in chosen:
+            if name.endswith(suffix) and not name.startswith(".") and name not in chosen:
                 chosen[name] = f"{folder}/{name}"
     found = []
     for name in sorted(chosen):

@@ -10,13 +10,14 @@ nr_requests and brings the attributes below iosched/.
 
 Persisted truth walks all rules as udev does (udev(7)): files by base name with masking, lines in order, GOTO
 followed, for the events `add` and `change`; the last assignment that matches wins, since udev writes each at
-once. A match on what only udev knows at the event (ENV, PROGRAM, parents) leaves a rule undecided: it counts
-as not matching and is named in the note where it would assign.
+once. A match on what only udev knows at the event (PROGRAM, properties that other files or imports bring)
+leaves a rule undecided: it counts as not matching and is named in the note where it would assign.
 """
 
 from __future__ import annotations
 
 import fnmatch
+import functools
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,6 +26,7 @@ from dataclasses import dataclass, field
 from ..model import Change, Definition, Planes, Refusal, Setting, squeeze
 from ..system import KERNEL_SHARED, System
 from .base import Kind, did_you_mean, ordered_files
+from .manager import words
 from .module import Kernel
 from .sysfs import choices, chosen
 
@@ -469,16 +471,67 @@ class Device:
     known: Mapping[str, str] | None = None
     _cache: dict[str, str | None] = field(default_factory=dict)
 
+    @functools.cached_property
+    def folders(self) -> list[str]:
+        """The folders of the device and its parents in /sys/devices, the nearest first; none if unknown."""
+        if self.known is not None or not self.system.exists(f"/sys/block/{self.kernel}"):
+            return []
+        real = os.path.realpath(self.system.path(f"/sys/block/{self.kernel}"))
+        devices = os.path.realpath(self.system.path("/sys/devices"))
+        found = []
+        while real.startswith(f"{devices}/"):
+            if os.path.exists(f"{real}/uevent"):
+                found.append(real)
+            real = os.path.dirname(real)
+        return found
+
+    @property
+    def devpath(self) -> str | None:
+        devices = os.path.realpath(self.system.path("/sys/devices"))
+        return f"/devices{self.folders[0].removeprefix(devices)}" if self.folders else None
+
     def attribute(self, name: str) -> str | None:
-        """An attribute's text, None where it cannot be known."""
+        """An attribute's text, None where there is none or it cannot be known (a disk that might appear)."""
         if self.known is not None:
             return self.known.get(name) or None
         if name not in self._cache:
-            try:
-                self._cache[name] = self.system.read_value(f"/sys/block/{self.kernel}/{name}")
-            except OSError:
-                self._cache[name] = None
+            self._cache[name] = _attribute(self.system.path(f"/sys/block/{self.kernel}"), name)
         return self._cache[name]
+
+    def matches(self, token: Token) -> bool | None:
+        """Whether an ATTR match fits; one of an attribute that the disk does not have never does."""
+        text = self.attribute(token.attribute)
+        if text is None:
+            return None if self.known is not None else False
+        return _fits_pattern(token, text)
+
+    def has_parent(self, tokens: Sequence[Token]) -> bool | None:
+        """Whether the device or one of its parents fits all of these; None where its parents are unknown."""
+        if not self.folders:
+            return None
+        return any(all(_fits_parent(token, folder) for token in tokens) for folder in self.folders)
+
+
+def _attribute(folder: str, name: str) -> str | None:
+    """An attribute below /sys without blanks at its end, a link's last part, None where it cannot be read."""
+    path = f"{folder}/{name}"
+    try:
+        if os.path.islink(path):
+            return os.path.basename(os.readlink(path))
+        with open(path, encoding="utf-8", errors="surrogateescape") as stream:
+            return stream.read().rstrip()
+    except OSError:
+        return None
+
+
+def _fits_parent(token: Token, folder: str) -> bool:
+    text: str | None = os.path.basename(folder)
+    if token.key == "ATTRS":
+        text = _attribute(folder, token.attribute)
+        return text is not None and _fits_pattern(token, text)
+    if token.key in ("SUBSYSTEMS", "DRIVERS"):
+        text = _attribute(folder, "subsystem" if token.key == "SUBSYSTEMS" else "driver") or ""
+    return _fits_pattern(token, text or "")
 
 
 def parse_rules(system: System, file: str) -> list[Rule]:
@@ -507,7 +560,19 @@ def parse_rules(system: System, file: str) -> list[Rule]:
     return rules
 
 
+#: Keys that only match; an assignment to one makes udev refuse the whole line.
+_MATCH_ONLY = words(
+    "ACTION DEVPATH KERNEL SUBSYSTEM DRIVER KERNELS SUBSYSTEMS DRIVERS ATTRS TAGS TEST RESULT"
+)
+_KEYS = _MATCH_ONLY | words(
+    "SYMLINK NAME ENV CONST TAG ATTR SYSCTL PROGRAM IMPORT OPTIONS OWNER GROUP MODE SECLABEL RUN GOTO LABEL"
+)
+#: Keys that need their {attribute}.
+_WITH_ATTRIBUTE = frozenset({"ENV", "ATTR", "ATTRS", "SYSCTL", "IMPORT", "CONST"})
+
+
 def _tokens(text: str) -> tuple[Token, ...]:
+    """The tokens of a rule, none where udev refuses the line."""
     found = []
     at = 0
     text = text.rstrip().rstrip(",")
@@ -517,37 +582,62 @@ def _tokens(text: str) -> tuple[Token, ...]:
             return ()
         # Only \" is an escape in a plain string (udev(7)).
         value = one["value"].replace('\\"', '"')
-        found.append(Token(one["key"], one["attribute"] or "", one["op"], value))
+        token = Token(one["key"], one["attribute"] or "", one["op"], value)
+        if not _is_valid(token):
+            return ()
+        found.append(token)
         at = one.end()
     return tuple(found)
+
+
+def _is_valid(token: Token) -> bool:
+    if token.key not in _KEYS or (token.key in _WITH_ATTRIBUTE and not token.attribute):
+        return False
+    if token.key in ("GOTO", "LABEL"):
+        return token.op == "="
+    if token.matches:
+        return token.key not in ("OPTIONS", "OWNER", "GROUP", "MODE", "SECLABEL", "RUN")
+    if token.key in _MATCH_ONLY:
+        return False
+    return token.op != "-=" or token.key in ("SYMLINK", "TAG")
 
 
 def walk(
     rules: Sequence[tuple[str, list[Rule]]], device: Device, attribute: str
 ) -> tuple[list[Definition], list[str]]:
     """Assignments to a device's attribute in the order of the rules, and the places that stay undecided."""
-    found: dict[tuple[int, int], Definition] = {}
+    found: dict[tuple[int, int, int], Definition] = {}
     doubts: dict[str, None] = {}
     for action in ("add", "change"):
         for index, (file, lines) in enumerate(rules):
+            # Properties that rules of this file gave: an import between may bring others.
+            properties: dict[str, str | None] = {}
             skipping, doubtful = "", set[str]()
-            for rule in lines:
+            for place, rule in enumerate(lines):
                 label = rule.get("LABEL")
                 doubtful.discard(label)
                 if skipping and label != skipping:
                     continue
                 skipping = ""
-                fits = _fits(rule, device, action)
+                fits = _fits(rule, device, action, properties)
+                if any(token.key == "IMPORT" for token in rule.tokens) and fits is not False:
+                    properties.clear()
                 if fits is False:
                     continue
-                for token in rule.tokens:
+                certain = fits is True and not doubtful
+                for at, token in enumerate(rule.tokens):
+                    if token.key == "ENV" and not token.matches:
+                        plain = token.op == "=" and not set("$%") & set(token.value)
+                        properties[token.attribute] = token.value if certain and plain else None
                     if not _assigns(token, attribute):
                         continue
-                    if fits is None or doubtful or token.key != "ATTR" or set("$%") & set(token.value):
+                    if not certain or token.key != "ATTR" or set("$%") & set(token.value):
                         doubts[f"{file}:{rule.line}"] = None
                     else:
-                        found[index, rule.line] = Definition(squeeze(token.value), file, rule.line)
+                        found[index, rule.line, at] = Definition(squeeze(token.value), file, rule.line)
                 goto = rule.get("GOTO")
+                if goto and all(one.get("LABEL") != goto for one in lines[place + 1 :]):
+                    continue  # udev looks ahead only, and ignores one that leads nowhere
                 if goto and fits:
                     skipping = goto
                 elif goto:
@@ -564,35 +654,49 @@ def _assigns(token: Token, attribute: str) -> bool:
     return token.key in ("RUN", "SYSCTL") and attribute in token.value
 
 
-def _fits(rule: Rule, device: Device, action: str) -> bool | None:
+#: Matches against the device or one of its parents, all of a rule against the same one.
+_PARENTS = frozenset({"KERNELS", "SUBSYSTEMS", "DRIVERS", "ATTRS"})
+
+
+def _fits(rule: Rule, device: Device, action: str, properties: Mapping[str, str | None]) -> bool | None:
     """Whether all matches of a rule fit; None where that hangs on what cannot be known here."""
     verdict: bool | None = True
+    parents = [token for token in rule.tokens if token.key in _PARENTS]
+    if parents:
+        verdict = device.has_parent(parents)
     for token in rule.tokens:
-        if token.matches or token.key in ("PROGRAM", "IMPORT", "TEST"):
-            one = _match(token, device, action)
+        if verdict is False:
+            return False
+        if token.key not in _PARENTS and (token.matches or token.key in ("PROGRAM", "IMPORT", "TEST")):
+            one = _match(token, device, action, properties)
+            verdict = verdict if one is True else one
             if one is False:
                 return False
-            if one is None:
-                verdict = None
     return verdict
 
 
-def _match(token: Token, device: Device, action: str) -> bool | None:
-    if token.key == "ACTION":
-        text: str | None = action
-    elif token.key == "KERNEL":
-        text = device.kernel
-    elif token.key == "SUBSYSTEM":
-        text = "block"
-    elif token.key == "ENV" and token.attribute == "DEVTYPE":
-        text = "disk"
-    elif token.key == "ATTR":
-        text = device.attribute(token.attribute)
-    elif token.key == "TEST" and device.known is None and not token.value.startswith("/"):
+def _match(token: Token, device: Device, action: str, properties: Mapping[str, str | None]) -> bool | None:
+    if token.key == "ATTR":
+        return device.matches(token)
+    known: dict[tuple[str, str], str | None] = {
+        ("ACTION", ""): action,
+        ("KERNEL", ""): device.kernel,
+        ("SUBSYSTEM", ""): "block",
+        ("DEVPATH", ""): device.devpath,
+        ("ENV", "ACTION"): action,
+        ("ENV", "DEVTYPE"): "disk",
+        ("ENV", "DEVNAME"): f"/dev/{device.kernel}",
+        ("ENV", "SUBSYSTEM"): "block",
+    }
+    text = known.get((token.key, token.attribute))
+    if token.key == "ENV" and text is None:
+        text = properties.get(token.attribute)
+    if token.key == "TEST" and device.known is None and not token.value.startswith("/"):
         return device.system.exists(f"/sys/block/{device.kernel}/{token.value}") == (token.op == "==")
-    else:
-        text = None
-    if text is None:
-        return None
-    fits = any(fnmatch.fnmatchcase(text, pattern) for pattern in token.value.split("|"))
-    return fits if token.op == "==" else not fits
+    return None if text is None else _fits_pattern(token, text)
+
+
+def _fits_pattern(token: Token, text: str) -> bool:
+    # fnmatch(3) takes [^x] for [!x] as well
+    patterns = token.value.replace("[^", "[!").split("|")
+    return any(fnmatch.fnmatchcase(text, pattern) for pattern in patterns) == (token.op == "==")

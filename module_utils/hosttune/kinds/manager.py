@@ -5,12 +5,14 @@ CPUAffinity and the NUMA policy what PID 1 itself has; the other directives have
 live by one `systemctl daemon-reexec`, which restarts no service; services that run keep the defaults they
 began with. CPUAffinity and the NUMA policy are taken up at boot only (a manager that re-executes itself skips
 that setup; seen with 252).
-Persisted truth: the first system.conf of the folders below, then the drop-ins of all of them by base name;
-the last assignment wins, for CPUAffinity and other lists what has accumulated since the last empty one.
+Persisted truth: /etc/systemd/system.conf (from systemd 256 on the first of the folders below), then the
+drop-ins of all of them by base name; the last assignment wins, for CPUAffinity and other lists what has
+accumulated since the last empty one. Assignments that systemd refuses say nothing.
 """
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -21,15 +23,17 @@ from ..systemd import (
     Systemd,
     boolean,
     cpu_set,
+    integer,
     limit,
     limit_text,
     nanoseconds,
     read_assignments,
-    size,
 )
 from .base import Kind, did_you_mean, ordered_files
 
 FOLDERS = ("/etc/systemd", "/run/systemd", "/usr/local/lib/systemd", "/usr/lib/systemd", "/lib/systemd")
+#: The systemd that first reads its main file in every folder; cat-config of 252 shows them and is wrong.
+MAIN_ANYWHERE = 256
 #: How long the manager may take until it answers again after it has re-executed itself.
 REEXEC_SECONDS = 15.0
 
@@ -55,6 +59,12 @@ _WORDS = words(
     "LogLevel CtrlAltDelBurstAction DefaultOOMPolicy DefaultStandardOutput DefaultStandardError "
     "DefaultStartLimitBurst DefaultOOMScoreAdjust"
 )
+#: One word of these.
+_CHOICES = {
+    "DefaultOOMPolicy": words("continue stop kill"),
+    "LogLevel": words("emerg alert crit err warning notice info debug 0 1 2 3 4 5 6 7"),
+    "NUMAPolicy": words("default preferred bind interleave local"),
+}
 #: Directives without a property in systemd 252, seen with `busctl introspect`.
 _FILES_ONLY = words(
     "LogTarget LogColor LogLocation LogTime DumpCore ShowStatus CrashChangeVT CrashShell CrashReboot "
@@ -74,6 +84,9 @@ _ACCUMULATING = frozenset(
 )
 _CPU_SETS = frozenset({"CPUAffinity", "NUMAMask"})
 _AT_BOOT = frozenset({"CPUAffinity", "NUMAPolicy", "NUMAMask"})
+
+#: Of the directives with one value, an empty assignment changes these; systemd 252 refuses it for the others.
+_RESET_BY_EMPTY = frozenset({"DefaultTasksMax", "DefaultOOMScoreAdjust", "NUMAPolicy"})
 
 #: Directive -> the properties that show it, none where systemd has none.
 PROPERTIES: dict[str, tuple[str, ...]] = {
@@ -123,13 +136,12 @@ class ManagerKind(Kind):
     # planes
 
     def read(self, names: Sequence[str]) -> dict[str, Planes]:
-        files = self._files()
         unreadable = ""
         lines: list[Assignment] = []
         try:
-            lines = read_assignments(self.system, files)
+            lines = read_assignments(self.system, self._files())
         except OSError as error:
-            unreadable = f"{error.filename}: {error.strerror}"
+            unreadable = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
         properties = sorted({one for name in names for one in PROPERTIES.get(name, ())})
         shown: dict[str, str] = {}
         silent = ""
@@ -141,7 +153,14 @@ class ManagerKind(Kind):
         found = {}
         for name in names:
             planes = Planes(unknown=unreadable)
-            planes.definitions = definitions(lines, "Manager", name, name in _ACCUMULATING)
+            planes.definitions = definitions(
+                [
+                    one
+                    for one in lines
+                    if (one.section, one.name) == ("Manager", name) and takes(name, one.value)
+                ],
+                name in _ACCUMULATING,
+            )
             needed = PROPERTIES.get(name, ())
             if needed and silent:
                 planes.unknown = planes.unknown or silent
@@ -181,10 +200,17 @@ class ManagerKind(Kind):
                 planes.live = line.partition(":")[2].strip()
 
     def _files(self) -> list[str]:
-        main = [f"{folder}/system.conf" for folder in FOLDERS if self.system.exists(f"{folder}/system.conf")]
-        return main[:1] + ordered_files(
+        return self._main_file() + ordered_files(
             self.system, [f"{folder}/system.conf.d" for folder in FOLDERS], ".conf"
         )
+
+    def _main_file(self) -> list[str]:
+        """The one main file that systemd reads; before MAIN_ANYWHERE that in /etc or none."""
+        found = [f"{folder}/system.conf" for folder in FOLDERS if self.system.exists(f"{folder}/system.conf")]
+        if not found or found[0] == f"{FOLDERS[0]}/system.conf":
+            return found[:1]
+        version = re.match(r"\d+", self.systemd.manager(("Version",)).get("Version", ""))
+        return found[:1] if version and int(version[0]) >= MAIN_ANYWHERE else []
 
     # persistence
 
@@ -235,12 +261,16 @@ def memory_policy(system: System, pid: str) -> tuple[str, str]:
 
 
 def agrees(kind: Kind, name: str, planes: Planes) -> bool:
-    """Whether what is live is what the files say; where they say nothing, the default is live."""
+    """Whether what is live is what the files say; where they say nothing or reset it, the default is live."""
     winner = planes.winner
-    return winner is None or (planes.live is not None and kind.same(name, winner.value, planes.live))
+    return (
+        winner is None
+        or not winner.value
+        or (planes.live is not None and kind.same(name, winner.value, planes.live))
+    )
 
 
-def definitions(lines: Sequence[Assignment], section: str, name: str, accumulating: bool) -> list[Definition]:
+def definitions(lines: Sequence[Assignment], accumulating: bool) -> list[Definition]:
     """The assignments of one directive in reading order; the last one's value is what results of all.
 
     Where assignments accumulate, an empty one clears what came before: it is a definition only where nothing
@@ -249,8 +279,6 @@ def definitions(lines: Sequence[Assignment], section: str, name: str, accumulati
     found: list[Definition] = []
     held: list[str] = []
     for one in lines:
-        if one.section != section or one.name != name:
-            continue
         value = squeeze(one.value)
         if accumulating:
             if found and not found[-1].value:
@@ -260,6 +288,17 @@ def definitions(lines: Sequence[Assignment], section: str, name: str, accumulati
     if accumulating and len(held) > 1:
         found[-1] = Definition(" ".join(held), found[-1].file, found[-1].line)
     return found
+
+
+def takes(name: str, value: str) -> bool:
+    """Whether systemd takes this assignment; of one that it does not it only warns in its log."""
+    if not value:
+        return name in _ACCUMULATING | _FILES_ONLY or name in _RESET_BY_EMPTY
+    try:
+        _canonical(name, value)
+    except ValueError:
+        return name == "DefaultTasksMax" and value.endswith("%")
+    return True
 
 
 def _canonical(name: str, text: str) -> object:
@@ -275,11 +314,13 @@ def _canonical(name: str, text: str) -> object:
     if name in _CPU_SETS:
         return text if text in ("numa", "all") else cpu_set(text)
     if name == "DefaultTasksMax":
-        return size(text)
+        return None if text == "infinity" else integer(text)
     if name == "TimerSlackNSec":
         return nanoseconds(text, "ns")
     if name in ("DefaultStartLimitBurst", "DefaultOOMScoreAdjust"):
-        return int(text)
+        return integer(text)
+    if name in _CHOICES and text.lower() not in _CHOICES[name]:
+        raise ValueError(f"'{text}' is none of {', '.join(sorted(_CHOICES[name]))}")
     if name in _FILES_ONLY:
         return text
     return text.lower()

@@ -1,9 +1,10 @@
 """Kind service: whether units start at boot and run now.
 
-Name: UNIT. Value: words of `enabled`, `disabled` or `masked` (persisted: UnitFileState) and of `active` or
-`inactive` (live: ActiveState); only what is asked is compared, so `masked` says nothing of what runs. Nothing
-is written as a file: systemctl makes and removes the links. Stopping a service that runs is a disruption of
-the class `restarts`; starting one, and what is done to timers and sockets, is silent.
+Name: UNIT. Value: words of `enabled`, `disabled` or `masked` (persisted: what `systemctl is-enabled` computes
+from the links on disk) and of `active` or `inactive` (live: ActiveState); only what is asked is compared, so
+`masked` says nothing of what runs. Nothing is written as a file: systemctl makes and removes the links.
+Stopping a service that runs is a disruption of the class `restarts`; starting one, and what is done to timers
+and sockets, is silent.
 
 A unit that this host does not have is `absent` on disk and inactive: right where `disabled`, `inactive` or
 `masked` is asked (what would be stopped cannot start), unless its name looks like a mistake.
@@ -16,7 +17,7 @@ from typing import Any
 
 from ..model import Change, Definition, Planes, Refusal, Setting
 from ..system import System
-from ..systemd import Systemd, fragment, is_template, near_units, or_list
+from ..systemd import Systemd, fragment, is_template, mask_of, near_units, or_list
 from .base import Kind, did_you_mean
 
 BOOT_WORDS = frozenset({"enabled", "disabled", "masked"})
@@ -144,10 +145,13 @@ class ServiceKind(Kind):
             shown = self.systemd.show(names, _PROPERTIES)
         except OSError as error:
             return {name: Planes(unknown=str(error.strerror)) for name in names}
+        states = self.systemd.enablement(
+            name for name in names if shown[name].get("LoadState", "not-found") != "not-found"
+        )
         generated = self._generated()
-        return {name: self._read_one(name, shown[name], generated) for name in names}
+        return {name: self._read_one(name, shown[name], states.get(name, ""), generated) for name in names}
 
-    def _read_one(self, name: str, shown: Mapping[str, str], generated: frozenset[str]) -> Planes:
+    def _read_one(self, name: str, shown: Mapping[str, str], state: str, generated: frozenset[str]) -> Planes:
         load = shown.get("LoadState", "not-found")
         if load == "not-found":
             if name in self._awaited:
@@ -155,12 +159,11 @@ class ServiceKind(Kind):
             return Planes("inactive", [Definition(ABSENT, "")], note=f"this host has no unit {name}")
         if load in ("error", "bad-setting"):
             return Planes(unknown=f"systemd cannot load {name}: {shown.get('LoadError') or load}")
-        state = shown.get("UnitFileState", "")
         if state == "enabled-runtime" and name in generated:
             state = "enabled"  # a generator makes the link again at every boot
         file = shown.get("FragmentPath", "")
-        if state == "masked":
-            file = f"/etc/systemd/system/{name}"
+        if state.startswith("masked"):
+            file = mask_of(self.system, name) or f"/etc/systemd/system/{name}"
         planes = Planes(live=shown.get("ActiveState"))
         if state:
             planes.definitions = [Definition(state, file)]

@@ -19,11 +19,13 @@ Written files become live by one `systemctl daemon-reload`. Nothing is restarted
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
-from ..model import Change, Planes, Refusal, Setting
+from ..model import Change, Planes, Refusal, Setting, squeeze
 from ..system import System
 from ..systemd import (
     Assignment,
@@ -31,7 +33,9 @@ from ..systemd import (
     boolean,
     cpu_set,
     dropins,
+    expand,
     fragment,
+    integer,
     is_masked,
     is_template,
     limit,
@@ -101,8 +105,26 @@ _BOOLEANS = words(
     "CPUAccounting MemoryAccounting TasksAccounting IOAccounting IPAccounting IgnoreSIGPIPE "
     "GuessMainPID RefuseManualStart RefuseManualStop StopWhenUnneeded Persistent WakeSystem DynamicUser"
 )
-_PLAIN = words(
-    "NUMAPolicy Restart Type KillMode OOMPolicy User Group Slice ProtectSystem ProtectHome Description"
+#: One word of these.
+_CHOICES = {
+    "NUMAPolicy": words("default preferred bind interleave local"),
+    "Restart": words("no always on-success on-failure on-abnormal on-watchdog on-abort"),
+    "Type": words("simple exec forking oneshot dbus notify notify-reload idle"),
+    "KillMode": words("control-group process mixed none"),
+    "OOMPolicy": words("continue stop kill"),
+    "ProtectSystem": words("full strict"),
+    "ProtectHome": words("read-only tmpfs"),
+}
+_PLAIN = words("User Group Slice Description") | frozenset(_CHOICES)
+#: Directives whose specifiers (%i) systemd expands before it shows the value.
+_EXPANDED = words(
+    "Description User Group Slice CPUAffinity AllowedCPUs StartupAllowedCPUs AllowedMemoryNodes"
+)
+#: An empty assignment gives these their default again. Of the others with one value, systemd 252 refuses it.
+_RESET_BY_EMPTY = words(
+    "Description User Group NUMAPolicy Nice OOMScoreAdjust KillMode CPUSchedulingPolicy IOSchedulingClass "
+    "IOSchedulingPriority CPUQuota CPUWeight StartupCPUWeight IOWeight StartupIOWeight TasksMax MemoryMin "
+    "MemoryLow MemoryHigh MemoryMax MemorySwapMax MemoryLimit DefaultMemoryMin DefaultMemoryLow"
 )
 _SIGNALS = words("KillSignal RestartKillSignal FinalKillSignal WatchdogSignal")
 #: `systemctl show` prints these as numbers (ioprio.h, sched.h).
@@ -110,13 +132,13 @@ _NAMED = {
     "CPUSchedulingPolicy": {"other": 0, "fifo": 1, "rr": 2, "batch": 3, "idle": 5},
     "IOSchedulingClass": {"none": 0, "realtime": 1, "best-effort": 2, "idle": 3},
 }
-_NUMA_POLICIES = words("default preferred bind interleave local")
 #: systemd only warns in its log of a number outside and then keeps what it had.
 _RANGES = {
     "Nice": (-20, 19),
     "OOMScoreAdjust": (-1000, 1000),
     "CPUSchedulingPriority": (0, 99),
     "IOSchedulingPriority": (0, 7),
+    "IOSchedulingClass": (0, 7),
     **dict.fromkeys(("CPUWeight", "StartupCPUWeight", "IOWeight", "StartupIOWeight"), (1, 10000)),
 }
 _COREDUMP_BITS = (
@@ -177,6 +199,15 @@ _AT_START = words(
     "ProtectKernelTunables ProtectProc ProcSubset ProtectSystem LockPersonality MemoryDenyWriteExecute "
     "IOSchedulingClass IOSchedulingPriority Type WatchdogSec Slice Delegate"
 )
+#: Lines of other names that set a directive as well: shorthands, and where older systemd had them.
+_ALSO_SET_BY = {
+    "TimeoutStartSec": (("Service", "TimeoutSec"),),
+    "TimeoutStopSec": (("Service", "TimeoutSec"),),
+    "StartLimitBurst": (("Service", "StartLimitBurst"),),
+    "StartLimitIntervalSec": (("Service", "StartLimitInterval"), ("Unit", "StartLimitInterval")),
+}
+_CAP_SYS_NICE = 23
+_CAP_SYS_RESOURCE = 24
 _ALWAYS_SHOWN = (
     "LoadState",
     "LoadError",
@@ -199,6 +230,8 @@ def properties(directive: str) -> tuple[str, ...]:
         return (directive,)
     if directive.endswith("Sec") and directive not in _SPAN_WITHOUT_PROPERTY | CLEARED:
         return (f"{directive[:-3]}USec",)
+    if directive.startswith("Startup") and directive in _CPU_SETS:
+        return ()  # systemctl 252 prints these as raw bytes
     one_to_one = _CPU_SETS | _SIZES | _NUMBERS | _BOOLEANS | _PLAIN | _SIGNALS
     if directive in one_to_one or directive in _NAMED or directive in ("UMask", "CoredumpFilter"):
         return (directive,)
@@ -300,9 +333,13 @@ class UnitKind(Kind):
                 thing=str(setting),
                 remedy=f"Values are {', '.join(choices)}" if choices else "See systemd.directives(7)",
             ) from error
-        low, high = _RANGES.get(directive, (None, None))
-        if low is not None and high is not None and value != "idle" and not low <= int(value) <= high:
-            raise Refusal(f"{value} is out of range", thing=str(setting), remedy=f"Give {low} to {high}")
+        if not takes(directive, value):
+            within = _RANGES.get(directive)
+            raise Refusal(
+                f"{value} is out of range" if within else f"systemd takes no '{value}'",
+                thing=str(setting),
+                remedy=f"Give {within[0]} to {within[1]}" if within else "See systemd.directives(7)",
+            )
         if directive in _CPU_SETS and value not in ("numa", "all"):
             what, file = ("CPUs", "/sys/devices/system/cpu/present")
             if directive.endswith(("Mask", "MemoryNodes")):
@@ -334,9 +371,11 @@ class UnitKind(Kind):
         return {}
 
     def same(self, name: str, wanted: str, found: str) -> bool:
-        directive = split(name)[2]
+        unit, _section, directive = split(name)
         if directive in ADDED:
             return set(wanted.split()) <= set(found.split())
+        if directive in _EXPANDED:
+            wanted = expand(wanted, unit) if wanted != found else wanted
         try:
             return _canonical(directive, wanted) == _canonical(directive, found)
         except ValueError:
@@ -373,7 +412,7 @@ class UnitKind(Kind):
             return {name: Planes(unknown=problem) for name in names}
         if (file and is_masked(self.system, file)) or shown.get("LoadState") == "masked":
             return {name: Planes(unsupported=f"{unit} is masked") for name in names}
-        aliases = [name for name in shown.get("Names", "").split() if name != unit]
+        aliases = [name for name in self.systemd.listed(shown.get("Names", "")) if name != unit]
         try:
             lines = read_assignments(
                 self.system, [*([file] if file else []), *dropins(self.system, unit, aliases)]
@@ -395,7 +434,14 @@ class UnitKind(Kind):
     def _read_one(self, name: str, lines: Sequence[Assignment], shown: Mapping[str, str]) -> Planes:
         unit, section, directive = split(name)
         planes = Planes()
-        planes.definitions = definitions(lines, section, directive, directive in CLEARED | ADDED)
+        mine = [
+            replace(one, value=expand(one.value, unit) if directive in _EXPANDED else one.value)
+            for one in lines
+            if (one.section, one.name) in ((section, directive), *_ALSO_SET_BY.get(directive, ()))
+        ]
+        planes.definitions = definitions(
+            [one for one in mine if takes(directive, one.value)], directive in CLEARED | ADDED
+        )
         if is_template(unit):
             planes.has_live = False
             planes.note = "a template runs nothing itself: its instances show what is live"
@@ -405,7 +451,7 @@ class UnitKind(Kind):
             return planes  # its file is there or comes, and systemd has not read it yet
         needed = properties(directive)
         if needed and all(one in shown for one in needed):
-            planes.live = (
+            planes.live = squeeze(
                 limit_text(*(shown[one] for one in needed)) if len(needed) == 2 else shown[needed[0]]
             )
             if directive in _NAMED:
@@ -413,8 +459,13 @@ class UnitKind(Kind):
                     (word for word, number in _NAMED[directive].items() if str(number) == planes.live),
                     planes.live,
                 )
-        elif shown.get("NeedDaemonReload") != "yes":
-            planes.live = planes.winner.value if planes.winner else ""
+        loaded = shown.get("NeedDaemonReload") != "yes"
+        percent = planes.winner is not None and planes.winner.value.endswith("%") and directive in _SIZES
+        idle = directive == "WatchdogSec" and shown.get("MainPID", "0") == "0"
+        # What systemd shows cannot be compared: the share of the machine's memory or tasks as a number, and
+        # no watchdog while nothing runs.
+        if loaded and (planes.live is None or percent or idle):
+            planes.live = planes.winner.value if planes.winner else planes.live or ""
         if not agrees(self, name, planes):
             planes.needs = "reload"
         if section == "Service" and shown.get("MainPID", "0") != "0":
@@ -449,13 +500,38 @@ class UnitKind(Kind):
             planes.process = planes.live
             planes.note = f"the cgroup and the CPUs online leave it {found}"
             return
-        if self.system.container and not newer:
+        if self.system.container and not newer and self._beyond_reach(directive, found, planes.live):
             # A container without CAP_SYS_RESOURCE may not raise; systemd then takes what it gets, in silence.
             planes.note = f"the process has {found}: this container's capabilities allow no more"
             return
         planes.process = found
         if loaded:
             planes.needs = "restart"
+
+    def _beyond_reach(self, directive: str, found: str, wanted: str) -> bool:
+        """Whether systemd may well have been unable to give a process more than what is `found`.
+
+        Resource limits go up to PID 1's own without a capability, and anything goes the easy way; of
+        directives about which nothing is known here it may be so.
+        """
+        if directive.startswith("Limit"):
+            own = self._limit_of("/proc/1", _LIMIT_LINES[directive[5:]])
+            (_, has), (_, hard) = limit(directive[5:], found), limit(directive[5:], wanted)
+            if own is None or has is None or has != limit(directive[5:], own)[1]:
+                return False
+            return not self._capable(_CAP_SYS_RESOURCE) and (hard is None or hard > has)
+        if directive == "OOMScoreAdjust":
+            return int(wanted) < int(found) and not self._capable(_CAP_SYS_RESOURCE)
+        if directive == "Nice":
+            return int(wanted) < int(found) and not self._capable(_CAP_SYS_NICE)
+        return True
+
+    def _capable(self, capability: int) -> bool:
+        """Whether PID 1 has a capability (its bit, capability.h)."""
+        try:
+            return bool(int(self._status_of("/proc/1", "CapEff") or "0", 16) >> capability & 1)
+        except OSError:
+            return False
 
     def _of_process(self, directive: str, pid: str, live: str) -> str | None:
         """What a process has, in the words of the directive; None where /proc does not show it."""
@@ -571,7 +647,7 @@ def split(name: str) -> tuple[str, str, str]:
 
 def _signal(text: str) -> int:
     """The number of a signal called SIGINT, INT or 2."""
-    if text.isdigit():
+    if text.isdigit() and 1 <= int(text) <= 64:
         return int(text)
     name = text if text.startswith("SIG") else f"SIG{text}"
     try:
@@ -596,6 +672,29 @@ def _coredump(text: str) -> int:
     return bits
 
 
+def takes(directive: str, value: str) -> bool:
+    """Whether systemd takes this assignment; of one that it does not it only warns in its log."""
+    if not value:
+        one_value = bool(properties(directive)) and directive not in CLEARED | ADDED
+        return not one_value or directive in _RESET_BY_EMPTY
+    if value.endswith("%") and directive in _SIZES:
+        return True
+    try:
+        found = _canonical(directive, value)
+    except ValueError:
+        return False
+    if directive in _RANGES and isinstance(found, int):
+        low, high = _RANGES[directive]
+        return low <= found <= high
+    if directive in ("TasksMax", "MemoryMax", "MemoryHigh", "StartLimitBurst", "LogRateLimitBurst"):
+        return found is None or (
+            isinstance(found, int) and found >= (0 if directive.endswith("Burst") else 1)
+        )
+    if directive == "CPUQuota":
+        return value.endswith("%") and found != 0
+    return True
+
+
 def _canonical(directive: str, text: str) -> object:
     """What can be compared of a value; raises ValueError for text that is none of this directive."""
     if directive.startswith("Limit") and directive[5:] in _LIMIT_LINES:
@@ -612,31 +711,34 @@ def _canonical(directive: str, text: str) -> object:
         return None if found == 0 and directive in _ZERO_IS_INFINITY else found
     if directive in _CPU_SETS:
         return text if text in ("numa", "all") else cpu_set(text)
+    if directive == "TasksMax":
+        return None if text == "infinity" else integer(text)
     if directive in _SIZES:
         return size(text)
     if directive in ("CPUWeight", "StartupCPUWeight") and text == "idle":
         return text
     if directive in _NUMBERS:
-        return int(text)
+        return integer(text)
     if directive in _BOOLEANS:
         return boolean(text)
     if directive in _SIGNALS:
         return _signal(text)
     if directive in _NAMED:
         return _NAMED[directive][text] if text in _NAMED[directive] else int(text)
-    if directive == "NUMAPolicy":
-        word = "default" if text == "n/a" else text
-        if word not in _NUMA_POLICIES:
-            raise ValueError(f"policies are {', '.join(sorted(_NUMA_POLICIES))}")
-        return word
     if directive == "UMask":
+        if not re.match(r"[0-7]+\Z", text):
+            raise ValueError(f"'{text}' is no octal mode")
         return int(text, 8)
     if directive == "CoredumpFilter":
         return _coredump(text)
-    if directive in ("ProtectSystem", "ProtectHome"):
-        # both take a boolean or a word
-        try:
-            return boolean(text)
-        except ValueError:
-            return text.lower()
+    if directive in _CHOICES:
+        if directive.startswith("Protect"):
+            try:
+                return boolean(text)  # these take a boolean or a word
+            except ValueError:
+                pass
+        word = "default" if directive == "NUMAPolicy" and text == "n/a" else text
+        if word not in _CHOICES[directive]:
+            raise ValueError(f"choose one of {', '.join(sorted(_CHOICES[directive]))}")
+        return word
     return text
