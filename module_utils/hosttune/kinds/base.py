@@ -126,15 +126,17 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def ordered_files(system: System, folders: Sequence[str], suffix: str) -> list[str]:
     """Files as systemd reads them: by base name over all folders, the first folder masks the later ones.
 
-    A link to /dev/null (or an empty file, which then defines nothing) masks the name. Source: sysctl.d(5).
+    A link to /dev/null (or an empty file, which then defines nothing) masks the name; so does a folder or a
+    link to nothing, which the caller then cannot read. Hidden files are none. Source: sysctl.d(5) and
+    systemd's conf-files.c.
     """
     chosen: dict[str, str] = {}
     for folder in folders:
         for name in system.names(folder):
-            if name.endswith(suffix) and name not in chosen:
+            if name.endswith(suffix) and name[0] != "." and name not in chosen:
                 chosen[name] = f"{folder}/{name}"
     found = []
-    for name in sorted(chosen):
+    for name in sorted(chosen, key=os.fsencode):
         real = system.path(chosen[name])
         if os.path.islink(real) and os.readlink(real) == "/dev/null":
             continue
