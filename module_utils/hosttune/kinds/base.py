@@ -95,13 +95,29 @@ class Kind:
         raise NotImplementedError
 
     def edits(
-        self, settings: Sequence[Setting], undone: Mapping[str, Mapping[str, Any]]
+        self,
+        settings: Sequence[Setting],
+        undone: Mapping[str, Mapping[str, Any]],
+        before: Mapping[str, Mapping[str, Any]],
     ) -> dict[str, FileImage]:
         """Files the suite shares with others (fstab), as they shall be.
 
-        `undone` maps names to what the ledger holds of them (`live`, `persisted`) before we came.
+        `undone` and `before` map names, of settings given back and of those kept, to their ledger entries.
         """
         return {}
+
+    # what an earlier call asked for, where a value is a list and the next call's is shorter
+
+    def note(self, setting: Setting, planes: Planes, entry: dict[str, Any]) -> None:
+        """Notes in a setting's ledger entry what has to be taken back once it is no longer asked for."""
+
+    def leftover(self, setting: Setting, planes: Planes, entry: Mapping[str, Any]) -> bool:
+        """Whether something stands, live or on disk, that only an earlier call asked for."""
+        return False
+
+    def live_value(self, setting: Setting, planes: Planes, entry: Mapping[str, Any]) -> str | None:
+        """The live value to write where the setting's own does not take a leftover back, else None."""
+        return None
 
     # the live plane
 

@@ -1,0 +1,175 @@
+"""Kind mount against systemd-fstab-generator: random tables, and the mount units that it makes of them.
+
+Each line has an option of its own (`commit=N`), so that a unit's options name the line that they came from.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+
+import hosttune.kinds.mount as ours
+import pytest
+from hosttune import systemd
+from hosttune.system import System
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from oracle_trees import Comparison, cases, clear, need, put
+
+COMPARISON = Comparison("mount, systemd-fstab-generator")
+GENERATOR = "/lib/systemd/system-generators/systemd-fstab-generator"
+#: No folder of these is on any machine: the generator follows links of the machine that it runs on.
+POINTS = (
+    *("/hta", "/hta", "/hta", "/htb", "/hta/", "//hta", "/./hta", "/hta//x", "/ht\\040b", "/ht\\011c"),
+    *(
+        "/ht\\134d",
+        "/ht\\\\d",
+        "/ht\\043e",
+        "/ht\\054e",
+        "/htf%x",
+        "/ht-g",
+        "/.hth",
+        "/hta#b",
+        "/ht\xc3\xa9i",
+    ),
+    *("hta", "none", "/hta/../htb", "/htj/..", "\\057hta", "/ht\x0bk", "/ht:_.l"),
+)
+#: Every mount point of the lines above, plain.
+PLAIN = (
+    *("/hta", "/htb", "/hta/x", "/ht b", "/ht\tc", "/ht\\d", "/ht\\043e", "/ht#e", "/ht\\054e", "/ht,e"),
+    *("/htf%x", "/ht-g", "/.hth", "/hta#b", "/ht\xe9i", "/ht\x0bk", "/ht:_.l"),
+)
+tails = st.sampled_from(
+    [
+        *3 * ["ext4 {}", "xfs noatime,{} 0 2", "auto {},nofail 0 0 # mine", "ext4\tnoauto,{},noatime\t0 0"],
+        *("swap {}", "swap sw,{} 0 0", "swap\t{}"),
+        *("ext4 {}\r", "ext4", "", "ext4 #{}", "ext4 {} 0 0 more words", "xfs x-systemd.x,{}  "),
+    ]
+)
+entries = st.builds(
+    "{}{}{}{}{}{}".format,
+    st.sampled_from(["", "", "", "", " ", "\t", "#", " #"]),
+    st.sampled_from(["/dev/sda1", "UUID=1", "LABEL=x", "tmpfs", "server:/x", "none", "/dev/a#b"]),
+    st.sampled_from([" ", " ", "\t", " \t  "]),
+    st.sampled_from(POINTS),
+    st.sampled_from([" ", " ", "\t"]),
+    tails,
+)
+tables = st.lists(
+    st.one_of(entries, entries, entries, entries, st.sampled_from(["", "# x", "\t", "x", "\x0b"])),
+    min_size=1,
+    max_size=7,
+)
+
+
+def table(drawn) -> bytes:
+    return "\n".join(line.replace("{}", f"commit={number:03d}") for number, line in enumerate(drawn)).encode(
+        "latin-1"
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("fstab")
+
+
+def materialise(folder, content: bytes) -> None:
+    clear(folder, ["etc", "n"])
+    put(folder, {"etc/fstab": content})
+
+
+def truth(folder, content: bytes):
+    """Mount point -> the options of the unit that the generator made of it."""
+    generator = need("fstab is read as systemd reads it", GENERATOR, f"/usr{GENERATOR}")
+    materialise(folder, content)
+    os.mkdir(folder / "n")
+    environment = {"SYSTEMD_FSTAB": str(folder / "etc/fstab"), "SYSTEMD_PROC_CMDLINE": ""}
+    argv = [generator, *3 * [str(folder / "n")]]
+    ended = subprocess.run(
+        argv, env={**os.environ, **environment}, capture_output=True, check=False, timeout=60
+    )
+    assert ended.returncode in (0, 1), ended.stderr
+    found = {}
+    for unit in (folder / "n").glob("*.mount"):
+        point = {systemd.escape_path(point): point for point in PLAIN}[unit.stem]
+        options = re.search(rb"^Options=(.*)$", unit.read_bytes(), re.MULTILINE)
+        found[point] = options.group(1).decode("utf-8", "replace").rstrip("\r") if options else ""
+    return found
+
+
+def disagreements(folder, answer) -> list[str]:
+    kind = ours.MountKind(System(str(folder)))
+    lines = kind.system.read("/etc/fstab").split("\n")
+    wrong = []
+    for point in PLAIN:
+        (winner, *_others) = [*kind._definitions(point, kind._fstab())[::-1], None]
+        found = None if winner is None else _own(winner.value)
+        expected = _own(answer[point]) if point in answer else None
+        if found != expected:
+            wrong.append(f"{point} has {winner}, systemd-fstab-generator says {answer.get(point)}")
+        elif found and found != f"commit={winner.line - 1:03d}":
+            wrong.append(f"{point} comes from line {winner.line}: {lines[winner.line - 1]!r}")
+    return wrong
+
+
+def _own(options: str) -> str:
+    """The option that names the line, empty where the line ended before its options."""
+    found = re.search(r"commit=\d+", options)
+    return found.group() if found else ""
+
+
+@settings(max_examples=cases(500), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(tables)
+def test_the_first_line_of_fstab_is_what_systemd_mounts(folder, drawn):
+    answer = truth(folder, table(drawn))
+    COMPARISON.agree(disagreements(folder, answer))
+
+
+@pytest.fixture(scope="module")
+def answered(folder):
+    found = []
+
+    @settings(max_examples=200, deadline=None, derandomize=True, database=None)
+    @given(tables)
+    def ask(drawn):
+        found.append((table(drawn), truth(folder, table(drawn))))
+
+    ask()
+    return found
+
+
+fstab = ours.MountKind._fstab
+
+
+FAULTS = {
+    "the last line wins": (ours.MountKind, "_fstab", lambda self: fstab(self)[::-1]),
+    "comments count": (ours, "_is_comment", lambda word: False),
+    "escapes stay": (ours, "_FSTAB_ESCAPE", re.compile("(?!)")),
+    "every octal escape counts": (ours, "_FSTAB_ESCAPE", re.compile(r"\\([0-7]{3}|\\)")),
+    "lines without options are none": (
+        ours.MountKind,
+        "_fstab",
+        lambda self: [line for line in fstab(self) if line.options],
+    ),
+    "swap is mounted": (ours, "NOT_MOUNTED", frozenset()),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_comparison_sees_a_fault_of_ours(fault, answered, tmp_path, monkeypatch):
+    monkeypatch.setattr(*FAULTS[fault])
+
+    def trial(number):
+        content, answer = answered[number]
+        materialise(tmp_path, content)
+        return disagreements(tmp_path, answer)
+
+    COMPARISON.catches(fault, trial, len(answered))
+
+
+def test_a_path_becomes_the_name_that_systemd_escape_gives():
+    escape = need("mount points are named as systemd names them", "systemd-escape")
+    points = ["/", *PLAIN]
+    said = subprocess.run([escape, "--path", "--", *points], capture_output=True, check=True).stdout
+    assert [systemd.escape_path(point) for point in points] == said.decode().split()
