@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Union
 
 import pytest
+from hypothesis import strategies as st
 
 #: The whole number of cases is tried on the controller's Python only, a sample on those of managed hosts.
 FULL = sys.version_info[:2] == (3, 11) and not os.environ.get("HOSTTUNE_ENGINE_ONLY")
@@ -37,6 +38,12 @@ Tree = Mapping[str, Content]
 def cases(full: int) -> int:
     """How many examples a comparison tries on this Python."""
     return full if FULL else max(20, full // 20)
+
+
+def mostly(common: st.SearchStrategy, *rare: st.SearchStrategy, of: int = 10) -> st.SearchStrategy:
+    """One of `of` draws from a rare strategy: one_of() counts a strategy once, however often named."""
+    choice = st.sampled_from([*range(len(rare)), *[-1] * (of * len(rare) - len(rare))])
+    return choice.flatmap(lambda found: common if found < 0 else rare[found])
 
 
 def put(root: Path, tree: Tree) -> None:

@@ -20,7 +20,7 @@ from hosttune.model import squeeze
 from hosttune.system import System
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from oracle_trees import FOLDER, Comparison, Link, cases, clear, jail, need, need_root, put
+from oracle_trees import FOLDER, Comparison, Link, cases, clear, jail, mostly, need, need_root, put
 
 COMPARISON = Comparison("sysctl, systemd-sysctl")
 KEYS = ("vm/one", "vm/two", "vm/on^", "net/eth0.1/rp", "net/eth0/rp", "net/all/rp", "one")
@@ -75,7 +75,7 @@ _OTHERS = [
     ),
     *("# vm.one=1\rvm.two={}.....", "# x\0vm.two={}.....", "\x0cvm.one={}.....", "\ufeffvm.one={}....."),
 ]
-lines = st.one_of(*3 * [st.sampled_from(_LINES)], st.sampled_from(_OTHERS))
+lines = mostly(st.sampled_from(_LINES), st.sampled_from(_OTHERS), of=5)
 files = st.tuples(
     st.sampled_from(["\n", "\n", "\n", "\r\n", "\r", "\n\n"]),
     st.booleans(),
@@ -110,9 +110,7 @@ places = st.builds(
 )
 #: Debian 12 has etc/sysctl.d/99-sysctl.conf as a link to this one; Debian 13 has none, and nothing reads it.
 classic = st.tuples(st.booleans(), files)
-trees = st.tuples(
-    st.dictionaries(places, st.one_of(*4 * [files], odd), min_size=1, max_size=5), st.none() | classic
-)
+trees = st.tuples(st.dictionaries(places, mostly(files, odd), min_size=1, max_size=5), st.none() | classic)
 
 
 def tree_of(drawn):
