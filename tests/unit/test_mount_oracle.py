@@ -12,10 +12,11 @@ import subprocess
 import hosttune.kinds.mount as ours
 import pytest
 from hosttune import systemd
+from hosttune.model import squeeze
 from hosttune.system import System
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from oracle_trees import Comparison, cases, clear, mostly, need, put
+from oracle_trees import Comparison, Link, cases, clear, jail, mostly, need, need_root, put
 
 COMPARISON = Comparison("mount, systemd-fstab-generator")
 GENERATOR = "/lib/systemd/system-generators/systemd-fstab-generator"
@@ -173,3 +174,177 @@ def test_a_path_becomes_the_name_that_systemd_escape_gives():
     points = ["/", *PLAIN]
     said = subprocess.run([escape, "--path", "--", *points], capture_output=True, check=True).stdout
     assert [systemd.escape_path(point) for point in points] == said.decode().split()
+
+
+# mount units beside fstab
+
+UNITS = Comparison("mount, systemd's unit loader")
+UNIT_POINTS = {"/hta": "hta.mount", "/htb": "htb.mount", "/ht b": "ht\\x20b.mount"}
+unit_places = st.builds(
+    "{}/{}".format,
+    st.sampled_from(
+        [
+            *("etc/systemd/system", "etc/systemd/system", "run/systemd/system", "usr/lib/systemd/system"),
+            *("usr/local/lib/systemd/system", "run/systemd/transient", "etc/systemd/system.control"),
+        ]
+    ),
+    st.sampled_from(
+        [
+            *(
+                *UNIT_POINTS.values(),
+                "hta.mount",
+                "hta.mount.d/a.conf",
+                "hta.mount.d/b.conf",
+                "htb.mount.d/a.conf",
+            ),
+            *("ht\\x20b.mount.d/c.conf", "mount.d/m.conf", "hta.mount.d/x.txt"),
+        ]
+    ),
+)
+unit_texts = st.sampled_from(
+    [
+        *3 * ["[Mount]\nOptions={}\n"],
+        *(
+            "[Mount]\nOptions=x\nOptions={}\n",
+            "[Mount]\n",
+            "[Unit]\nOptions={}\n",
+            "[Mount]\nOptions={},\\\n y\n",
+        ),
+        *("[Mount]\n# Options=z\nOptions = {}\n", "", "[Mount]\nOptions={}\nOptions=\n"),
+    ]
+)
+unit_trees = st.tuples(
+    st.dictionaries(unit_places, mostly(unit_texts, st.just(Link("/dev/null"))), max_size=5),
+    st.lists(
+        st.sampled_from(["/dev/x /hta ext4 {}", "/dev/x /htb xfs {}", "/dev/x /ht\\040b ext4 {}"]), max_size=4
+    ),
+)
+
+
+def unit_tree(drawn):
+    of_units, lines = drawn
+    tree = {"etc/fstab": "\n".join(text.replace("{}", f"f{n}") for n, text in enumerate(lines)).encode()}
+    points = {unit: point for point, unit in UNIT_POINTS.items()}
+    for number, (path, text) in enumerate(sorted(of_units.items())):
+        if isinstance(text, str):
+            point = points.get(os.path.basename(path))
+            head = f"[Mount]\nWhat=/dev/x\nWhere={point}\n" if point and text else ""
+            text = (head + text.replace("{}", f"u{number}")).encode()
+        tree[path] = text
+    return tree
+
+
+@pytest.fixture(scope="module")
+def loader(tmp_path_factory):
+    """A root with systemd-analyze, and the order in which it searches units, generated ones among them."""
+    need_root("units are loaded as systemd loads them only in a root of their own")
+    program = need("mount units are loaded as systemd loads them", "systemd-analyze")
+    root = jail(tmp_path_factory.mktemp("units"), program)
+    said = analyze(root, "--generators=yes")
+    listed = said.partition("(higher priority first):\n")[2].split("\n")
+    order = []
+    for line in listed:
+        if not line.startswith("\t"):
+            break
+        order.append(re.sub(r"^/tmp/systemd-temporary-[^/]*", "/run/systemd", line.strip()))
+    assert "/run/systemd/generator" in order
+    return root, ":".join(order)
+
+
+def analyze(root, *options, path=""):
+    environment = {"SYSTEMD_LOG_LEVEL": "debug", **({"SYSTEMD_UNIT_PATH": path} if path else {})}
+    for folder in ("tmp", "etc/systemd/system", "run/systemd/system", "usr/lib/systemd/system"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    argv = ["chroot", str(root), "systemd-analyze", "verify", "--man=no", *options, *UNIT_POINTS.values()]
+    ended = subprocess.run(
+        argv, env={**os.environ, **environment}, capture_output=True, text=True, check=False, timeout=60
+    )
+    return ended.stdout + ended.stderr
+
+
+def loaded(loader, tree):
+    """Mount point -> the options of the unit that systemd loads for it; none where it loads none."""
+    root, path = loader
+    clear(root, ["etc", "run", "usr/lib/systemd/system", "usr/local"])
+    put(root, tree)
+    generated = root / "run/systemd/generator"
+    generated.mkdir(parents=True)
+    generator = need("fstab is read as systemd reads it", GENERATOR, f"/usr{GENERATOR}")
+    environment = {"SYSTEMD_FSTAB": str(root / "etc/fstab"), "SYSTEMD_PROC_CMDLINE": ""}
+    argv = [generator, *3 * [str(generated)]]
+    subprocess.run(argv, env={**os.environ, **environment}, capture_output=True, check=False, timeout=60)
+    found = {}
+    for block in analyze(root, path=path).split("-> Unit ")[1:]:
+        unit = block.partition(":\n")[0]
+        options = re.search(r"^\t\tOptions: (.*)$", block, re.MULTILINE)
+        points = [point for point, name in UNIT_POINTS.items() if name == unit]
+        if points and "\t\tFragment Path:" in block:
+            found[points[0]] = squeeze(options.group(1).replace("n/a", "")) if options else ""
+    return found
+
+
+def wrongly_loaded(root, found) -> list[str]:
+    kind = ours.MountKind(System(str(root)))
+    wrong = []
+    for point in UNIT_POINTS:
+        (winner, *_others) = [*kind._definitions(point, kind._fstab())[::-1], None]
+        mine = None if winner is None or winner.value == ours.MASKED else winner.value
+        if mine != found.get(point):
+            wrong.append(f"{point} has {winner}, systemd loads {found.get(point)!r}")
+    return wrong
+
+
+@settings(max_examples=cases(200), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(unit_trees)
+def test_a_mount_has_the_options_of_the_unit_that_systemd_loads(loader, drawn):
+    found = loaded(loader, unit_tree(drawn))
+    UNITS.agree(wrongly_loaded(loader[0], found))
+
+
+@pytest.fixture(scope="module")
+def units_answered(loader):
+    found = []
+
+    @settings(max_examples=80, deadline=None, derandomize=True, database=None)
+    @given(unit_trees)
+    def ask(drawn):
+        tree = unit_tree(drawn)
+        found.append((tree, loaded(loader, tree)))
+
+    ask()
+    return found
+
+
+definitions = ours.MountKind._definitions
+
+
+def fstab_beats_all(self, point, lines):
+    found = definitions(self, point, lines)
+    return sorted(found, key=lambda one: one.file == ours.FSTAB)
+
+
+def units_beat_fstab(self, point, lines):
+    found = definitions(self, point, lines)
+    return sorted(found, key=lambda one: one.file != ours.FSTAB)
+
+
+UNIT_FAULTS = {
+    "fstab beats every unit": (ours.MountKind, "_definitions", fstab_beats_all),
+    "every unit beats fstab": (ours.MountKind, "_definitions", units_beat_fstab),
+    "drop-ins do not count": (systemd, "dropins", lambda system, unit: []),
+    "masks do not count": (systemd, "is_masked", lambda system, file: False),
+    "blanks stay in names": (systemd, "escape_path", lambda path: path.strip("/").replace("/", "-")),
+}
+
+
+@pytest.mark.parametrize("fault", UNIT_FAULTS)
+def test_the_unit_comparison_sees_a_fault_of_ours(fault, units_answered, tmp_path, monkeypatch):
+    monkeypatch.setattr(*UNIT_FAULTS[fault])
+
+    def trial(number):
+        tree, found = units_answered[number]
+        clear(tmp_path, ["etc", "run", "usr"])
+        put(tmp_path, tree)
+        return wrongly_loaded(tmp_path, found)
+
+    UNITS.catches(fault, trial, len(units_answered))
