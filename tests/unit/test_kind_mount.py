@@ -370,10 +370,11 @@ lists = st.lists(
 ).filter(lambda found: not {"noatime", "relatime"} <= set(found))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(lists, lists.filter(bool), lists.filter(bool))
 @example(["relatime"], ["noatime", "lazytime"], ["lazytime"])
 @example([], ["noatime", "nosuid"], ["nosuid"])
+@example(["noatime"], ["relatime"], ["lazytime"])
 def test_an_option_that_is_no_longer_asked_for_goes(tmp_path_factory, before, first, then):
     """Asking for one list and then for another ends as the second alone would have, and undo as it began."""
 

@@ -251,6 +251,13 @@ def _left(wanted: Sequence[str], entry: Mapping[str, Any], found: str | None, pl
     ]
 
 
+def _restored(left: Sequence[str], entry: Mapping[str, Any]) -> list[str]:
+    """What a remount must name to end the options left over: their opposites, and what they had replaced."""
+    before = split(str(entry.get("live") or ""))
+    replaced = [one for one in before if any(contradict(one, option) for option in left)]
+    return [*_taken_back(left, before), *replaced]
+
+
 def _without(options: Sequence[str], wanted: Sequence[str], entry: Mapping[str, Any]) -> list[str]:
     """An option field without what only an earlier call asked for, and with what that had replaced."""
     left = _left(wanted, entry, ",".join(options), "persisted")
@@ -462,17 +469,15 @@ class MountKind(Kind):
     def leftover(self, setting: Setting, planes: Planes, entry: Mapping[str, Any]) -> bool:
         wanted = split(setting.value)
         return bool(_left(wanted, entry, _field(planes), "persisted")) or bool(
-            _taken_back(_left(wanted, entry, planes.live, "live"), split(str(entry.get("live") or "")))
+            _restored(_left(wanted, entry, planes.live, "live"), entry)
         )
 
     def live_value(self, setting: Setting, planes: Planes, entry: Mapping[str, Any]) -> str | None:
-        wanted, before = split(setting.value), split(str(entry.get("live") or ""))
-        left = _left(wanted, entry, planes.live, "live")
-        back = _taken_back(left, before)
+        wanted = split(setting.value)
+        back = _restored(_left(wanted, entry, planes.live, "live"), entry)
         if not back:
             return None  # nothing to take back, or nothing that a remount could
-        replaced = [one for one in before if any(contradict(one, option) for option in left)]
-        return ",".join(dict.fromkeys([*wanted, *back, *replaced]))
+        return ",".join(dict.fromkeys([*wanted, *back]))
 
     # the live plane
 
