@@ -330,7 +330,8 @@ class _Run:
         shared: set[str] = set()
         for kind_name in {*by_kind, *(setting.kind for setting in supported)}:
             mine = [setting for setting in supported if setting.kind == kind_name]
-            for path, image in self.observer.kind(kind_name).edits(mine, by_kind.get(kind_name, {})).items():
+            undone_here, before = by_kind.get(kind_name, {}), self.ledger.settings.get(kind_name, {})
+            for path, image in self.observer.kind(kind_name).edits(mine, undone_here, before).items():
                 shall[path] = (kind_name, "", image)
                 shared.add(path)
         removed = {
@@ -373,9 +374,12 @@ class _Run:
             live_wrong = now.has_live and (
                 now.live is None or not kind.same(setting.name, setting.value, now.live)
             )
-            clamped_to = (self.ledger.entry(*setting.key) or {}).get("clamped_to")
+            entry = self.ledger.entry(*setting.key) or {}
+            clamped_to = entry.get("clamped_to")
             if live_wrong and clamped_to is not None and now.live == clamped_to:
                 live_wrong = False
+            value = kind.live_value(setting, now, entry)
+            live_wrong = live_wrong or value is not None
             winner = now.winner
             persisted_wrong = now.has_persisted and (
                 winner is None or not kind.same(setting.name, setting.value, winner.value)
@@ -383,7 +387,8 @@ class _Run:
             without_file = kind.managed_file(setting.owner, setting.name) is None and persisted_wrong
             sets_live = live_wrong and now.needs in ("none", "reload") and not now.waits
             if sets_live or without_file:
-                change = Change(setting.name, setting.value, setting.asked, persist_only=bool(now.waits))
+                asked = setting.value if value is None else value
+                change = Change(setting.name, asked, setting.asked, persist_only=bool(now.waits))
                 found.setdefault(setting.kind, []).append(change)
         return found
 
@@ -413,6 +418,8 @@ class _Run:
                 written = [found for found in one.planes.definitions if found.file == ours]
                 one.changed = not written or not kind.same(setting.name, setting.value, written[-1].value)
             if any(change.name == setting.name for change in changes.get(setting.kind, [])):
+                one.changed = True
+            if kind.leftover(setting, one.planes, self.ledger.entry(*setting.key) or {}):
                 one.changed = True
 
     def _describe(
@@ -509,6 +516,7 @@ class _Run:
                     entry["coupled"] = coupled
                 self.ledger.note_setting(*one.setting.key, entry)
             entry["owner"] = one.setting.owner
+            self.observer.kind(one.setting.kind).note(one.setting, one.planes, entry)
         for path, (kind_name, owner, image) in files.items():
             self.ledger.note_file(path, kind_name, owner, self._on_disk(path))
             self.ledger.intend(path, owner, store.sha256(image.content))
@@ -623,11 +631,13 @@ class _Run:
             again = self._judge(one.setting, now)
             again.changed, again.before = one.changed, one.before
             after.append(again)
+            entry = self.ledger.entry(*one.setting.key)
+            if entry is not None and not now.unknown and not now.unsupported:
+                self.observer.kind(one.setting.kind).note(one.setting, now, entry)
             tried = any(change.name == one.setting.name for change in changes.get(one.setting.kind, []))
             if tried and again.verdict in ("drift", "live_drift"):
                 kind = self.observer.kind(one.setting.kind)
                 why = kind.clamps(one.setting.name, one.setting.value, now.live or "")
-                entry = self.ledger.entry(*one.setting.key)
                 if why and entry is not None:
                     entry["clamped_to"] = now.live
                     after[-1] = self._judge(one.setting, now)

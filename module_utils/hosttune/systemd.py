@@ -268,6 +268,21 @@ def mask_of(system: System, unit: str) -> str | None:
     return next((path for path in paths if system.exists(path) and is_masked(system, path)), None)
 
 
+def escape_path(path: str) -> str:
+    """The name of a path in a unit's name (unit_name_path_escape(), `systemd-escape --path`)."""
+    inner = "/".join(part for part in path.split("/") if part)
+    if not inner:
+        return "-"
+    return "".join(
+        "-"
+        if char == "/"
+        else char
+        if char.isascii() and (char.isalnum() or char in ":_" or (char == "." and place))
+        else "".join(f"\\x{byte:02x}" for byte in char.encode("utf-8", "surrogateescape"))
+        for place, char in enumerate(inner)
+    )
+
+
 def is_masked(system: System, path: str) -> bool:
     """Whether this file masks its name: a link to /dev/null, or empty (systemd.unit(5))."""
     real = system.path(path)

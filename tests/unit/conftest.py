@@ -3,6 +3,7 @@
 import os
 
 from hypothesis import settings
+from oracle_trees import COMPARISONS
 
 # Elsewhere each run tries new examples; in CI no change is refused for a fault that it did not bring.
 settings.register_profile("ci", derandomize=True)
@@ -17,3 +18,10 @@ if os.environ.get("HOSTTUNE_ENGINE_ONLY"):
         "test_validation*.py",
         "test_settings_doc.py",
     ]
+
+
+def pytest_terminal_summary(terminalreporter):
+    """How many cases were compared with the system's own tools: a number, since dots do not show it."""
+    for comparison in COMPARISONS:
+        if comparison.compared:
+            terminalreporter.write_line(str(comparison))

@@ -72,7 +72,7 @@ def test_who_loads_and_who_denies(host, tmp_path):
             "/usr/lib/modules-load.d/zz.conf": "; no\n  sch_fq  \n",
             "/usr/lib/modprobe.d/deny.conf": "# blacklist sch_fq\n"
             "blacklist \\\n softdog\ninstall snd-pcm /bin/false\n",
-            "/proc/cmdline": "modprobe.blacklist=x,sch-fq modules_load=softdog",
+            "/proc/cmdline": "modprobe.blacklist=x,sch_fq,tcp-bbr modules_load=softdog",
         },
     )
     (tmp_path / "etc/modules-load.d/modules.conf").symlink_to("../modules")
@@ -173,3 +173,35 @@ def test_a_module_in_use_stays_and_says_by_whom(host, tmp_path):
     assert "stays loaded until the next boot" in failed["softdog"]
     tree(tmp_path, {"/sys/module/softdog/holders/other/x": ""})
     assert "in use by other" in ModuleKind(host).activate([Change("softdog", "unloaded")], [])["softdog"]
+
+
+def test_the_initramfs_loads_past_a_blacklist_but_not_past_an_install_line(host, tmp_path):
+    tree(
+        tmp_path,
+        {
+            "/etc/initramfs-tools/modules": "# at boot\nsch-fq\nsoftdog soft_margin=9\n",
+            "/etc/modprobe.d/deny.conf": "blacklist sch_fq\nblacklist softdog\ninstall softdog /bin/false\n",
+        },
+    )
+    found = ModuleKind(host).read(["sch_fq", "softdog"])
+    assert [(one.value, one.line) for one in found["sch_fq"].definitions] == [("unloaded", 1), ("loaded", 2)]
+    assert [(one.value, one.line) for one in found["softdog"].definitions] == [
+        ("unloaded", 2),
+        ("loaded", 3),
+        ("unloaded", 3),
+    ]
+
+
+def test_a_newer_kernel_without_the_module_is_told(host, tmp_path):
+    tree(tmp_path, {"/lib/modules/6.1.0-9-amd64/modules.dep": "", "/lib/modules/6.12.1/build/x": ""})
+    assert ModuleKind(host).read(["sch_fq"])["sch_fq"].note == ""
+    tree(
+        tmp_path,
+        {
+            "/lib/modules/6.1.0-30-amd64/modules.dep": "kernel/net/ipv4/tcp_bbr.ko.xz:\n",
+            "/lib/modules/6.1.0-30-amd64/modules.builtin": "kernel/a/snd-pcm.ko\n",
+        },
+    )
+    found = ModuleKind(host).read(["sch_fq", "tcp_bbr", "snd_pcm"])
+    assert "kernel 6.1.0-30-amd64" in found["sch_fq"].note
+    assert found["tcp_bbr"].note == found["snd_pcm"].note == ""

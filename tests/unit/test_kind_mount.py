@@ -5,8 +5,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
+from fake_host import FakeHost, as_root
+from hosttune.engine import Request, converge
 from hosttune.kinds.mount import (
     Line,
     Mounted,
@@ -19,7 +22,7 @@ from hosttune.kinds.mount import (
 )
 from hosttune.model import Change, FileImage, Refusal, Setting
 from hosttune.system import Ran, System
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 MOUNTINFO = """\
@@ -222,7 +225,9 @@ def test_a_container_leaves_mounts_to_the_machine(host, tmp_path):
 
 def test_fstab_is_edited_in_the_option_field_only(host):
     kind = MountKind(host)
-    ((path, image),) = kind.edits([wish("/data x", "noatime"), wish("/feed", "lazytime,noatime")], {}).items()
+    ((path, image),) = kind.edits(
+        [wish("/data x", "noatime"), wish("/feed", "lazytime,noatime")], {}, {}
+    ).items()
     assert path == "/etc/fstab"
     owner = os.stat(host.path("/etc/fstab"))
     expected = FSTAB.replace(b"defaults,relatime", b"defaults,noatime").replace(
@@ -234,7 +239,7 @@ def test_fstab_is_edited_in_the_option_field_only(host):
 
 
 def test_what_is_right_is_not_edited(host):
-    ((_path, image),) = MountKind(host).edits([wish("/feed", "noatime")], {}).items()
+    ((_path, image),) = MountKind(host).edits([wish("/feed", "noatime")], {}, {}).items()
     assert image.content == FSTAB
 
 
@@ -245,16 +250,16 @@ def test_undo_gives_the_field_back_byte_for_byte(host, tmp_path):
         name: {"live": planes.live, "persisted": planes.persisted_dict()}
         for name, planes in kind.read([one.name for one in wanted]).items()
     }
-    edited = kind.edits(wanted, {})["/etc/fstab"].content
+    edited = kind.edits(wanted, {}, {})["/etc/fstab"].content
     assert edited != FSTAB
     (tmp_path / "etc/fstab").write_bytes(edited + b"\nUUID=7 /new ext4 defaults 0 0\n")
-    content = kind.edits([], before)["/etc/fstab"].content
+    content = kind.edits([], before, {})["/etc/fstab"].content
     assert content == FSTAB + b"\nUUID=7 /new ext4 defaults 0 0\n"  # what others wrote since stays
 
 
 def test_without_fstab_there_is_nothing_to_edit(host, tmp_path):
     (tmp_path / "etc/fstab").unlink()
-    assert MountKind(host).edits([], {"/": {"persisted": {"value": "defaults"}}}) == {}
+    assert MountKind(host).edits([], {"/": {"persisted": {"value": "defaults"}}}, {}) == {}
 
 
 @given(st.text(alphabet=" \t#/\\abc,=\r", max_size=30))
@@ -332,3 +337,135 @@ def test_a_real_remount_there_and_back(tmp_path):
     assert set(split(during)) >= {"noatime", "lazytime", "nodev", "nosuid"}
     assert before == after
     assert "noatime" not in before
+
+
+class Remounting(FakeHost):
+    """A host whose mount(8) is played: it puts the flags of a remount in force as the kernel does."""
+
+    AGAINST: ClassVar = {"atime": "noatime", "nolazytime": "lazytime", "dev": "nodev", "suid": "nosuid"}
+
+    def run(self, *argv, stdin="", timeout=120.0):
+        if argv[0] != "mount":
+            return super().run(*argv, stdin=stdin, timeout=timeout)
+        flags, of_super = {"rw"}, {"rw"}
+        for option in argv[3].split(",")[1:]:
+            group = of_super if option in ("lazytime", "nolazytime") else flags
+            group.discard(self.AGAINST.get(option, ""))
+            if option not in self.AGAINST and option not in ("rw", "ro"):
+                group.discard({"noatime": "relatime", "relatime": "noatime"}.get(option, ""))
+                group.add(option)
+        if "noatime" not in flags:
+            flags.add("relatime")
+        self.put("/proc/self/mountinfo", mountinfo(flags, of_super))
+        return Ran(0, "", "")
+
+
+def mountinfo(flags, of_super):
+    of_mount, of_super = ",".join(sorted(flags)), ",".join(sorted(of_super))
+    return f"40 36 8:2 / /data {of_mount} shared:2 - ext4 /dev/sda2 {of_super}\n"
+
+
+lists = st.lists(
+    st.sampled_from(["noatime", "relatime", "lazytime", "nodev", "nosuid"]), unique=True, max_size=4
+).filter(lambda found: not {"noatime", "relatime"} <= set(found))
+
+
+@settings(max_examples=60, deadline=None)
+@given(lists, lists.filter(bool), lists.filter(bool))
+@example(["relatime"], ["noatime", "lazytime"], ["lazytime"])
+@example([], ["noatime", "nosuid"], ["nosuid"])
+@example(["noatime"], ["relatime"], ["lazytime"])
+def test_an_option_that_is_no_longer_asked_for_goes(tmp_path_factory, before, first, then):
+    """Asking for one list and then for another ends as the second alone would have, and undo as it began."""
+
+    def begin():
+        host = Remounting(tmp_path_factory.mktemp("host"))
+        host.put("/etc/fstab", f"# x\n/dev/sda2 /data ext4 {','.join(before) or 'defaults'} 0 2\n")
+        flags = {"rw", *(one for one in before if one != "lazytime")}
+        if "noatime" not in flags:
+            flags.add("relatime")
+        host.put("/proc/self/mountinfo", mountinfo(flags, {"rw", *({"lazytime"} & set(before))}))
+        return host
+
+    def ask(host, options):
+        mounts = {"postgres": {"mount": {"/data": ",".join(options)}}} if options else {}
+        with pytest.MonkeyPatch.context() as patch:
+            as_root(patch)
+            report = converge(host, Request(owners=mounts))
+        assert not report.failures
+        return report
+
+    def state(host):
+        found = MountKind(host).read(["/data"])["/data"]
+        return sorted(split(found.live)), sorted(split(found.winner.value))
+
+    host, straight = begin(), begin()
+    start = state(host)
+    ask(host, first)
+    report = ask(host, then)
+    assert report.changed == (first != then)
+    ask(straight, then)
+    assert state(host) == state(straight)
+    assert not ask(host, then).changed
+    ask(host, [])
+    assert state(host) == start
+
+
+def files(tmp_path, found):
+    for path, text in found.items():
+        target = tmp_path / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text)
+
+
+def test_a_mount_unit_of_the_host_beats_fstab_and_fstab_one_of_a_package(host, tmp_path):
+    files(
+        tmp_path,
+        {
+            "etc/systemd/system/data\\x20x.mount": "[Mount]\nOptions=nodev\nOptions=noexec,\\\n nodev\n",
+            "usr/lib/systemd/system/feed.mount": "[Unit]\nOptions=x\n[Mount]\nWhat=/dev/x\n",
+            "run/systemd/generator/feed.mount": "[Mount]\nOptions=stale\n",
+        },
+    )
+    found = MountKind(host).read(["/data x", "/feed"])
+    where = {name: [(one.value, one.file, one.line) for one in found[name].definitions] for name in found}
+    assert where["/data x"] == [
+        ("defaults,relatime", "/etc/fstab", 3),
+        ("noexec, nodev", "/etc/systemd/system/data\\x20x.mount", 3),
+    ]
+    assert where["/feed"] == [
+        ("", "/usr/lib/systemd/system/feed.mount", 0),
+        ("defaults", "/etc/fstab", 6),
+        ("noatime,allocsize=64m", "/etc/fstab", 5),
+    ]
+
+
+def test_a_drop_in_decides_and_a_mask_ends_it_but_the_root_is_remounted_as_fstab_says(host, tmp_path):
+    text = "[Mount]\nOptions=nodev\n"
+    files(tmp_path, {f"etc/systemd/system/{unit}.mount.d/a.conf": text for unit in ("feed", "-", "broken")})
+    files(tmp_path, {"etc/systemd/system/-.mount": text})
+    (tmp_path / "etc/systemd/system/broken.mount").symlink_to("/dev/null")
+    found = MountKind(host).read(["/feed", "/", "/broken", "/nowhere"])
+    winners = {
+        name: planes.winner and (planes.winner.value, planes.winner.file) for name, planes in found.items()
+    }
+    assert winners == {
+        "/feed": ("nodev", "/etc/systemd/system/feed.mount.d/a.conf"),
+        "/": ("errors=remount-ro", "/etc/fstab"),
+        "/broken": ("masked", "/etc/systemd/system/broken.mount"),
+        "/nowhere": None,
+    }
+
+
+def test_a_line_that_ends_before_its_options_has_the_defaults_and_gets_them_back(host, tmp_path):
+    short = b"/dev/x /feed xfs\n/dev/y /feed ext4 noatime\n"
+    (tmp_path / "etc/fstab").write_bytes(short)
+    kind = MountKind(host)
+    planes = kind.read(["/feed"])["/feed"]
+    assert (planes.winner.value, planes.winner.line) == ("", 1)
+    edited = kind.edits([wish("/feed", "noatime")], {}, {})["/etc/fstab"].content
+    assert edited == b"/dev/x /feed xfs noatime\n/dev/y /feed ext4 noatime\n"
+    (tmp_path / "etc/fstab").write_bytes(edited)
+    assert (
+        kind.edits([], {"/feed": {"persisted": planes.persisted_dict()}}, {})["/etc/fstab"].content == short
+    )

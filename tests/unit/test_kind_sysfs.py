@@ -1,17 +1,19 @@
 """Kind sysfs: what the kernel shows, and what tmpfiles.d will set at the next boot."""
 
 import os
-import shutil
 import subprocess
-import tempfile
+from dataclasses import replace
 
+import hosttune.kinds.sysfs as ours
 import pytest
 from hosttune.kinds.sysfs import SysfsKind, Tmpfiles, braces, choices, chosen
 from hosttune.model import Change, Refusal, Setting
 from hosttune.system import System
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from oracle_trees import Comparison, cases, clear, need, put
 
+COMPARISON = Comparison("sysfs, systemd-tmpfiles")
 THP = "kernel/mm/transparent_hugepage/enabled"
 
 
@@ -203,38 +205,118 @@ names = st.sampled_from(
 )
 
 
-@pytest.mark.skipif(not shutil.which("systemd-tmpfiles"), reason="needs systemd-tmpfiles as oracle")
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.dictionaries(names, st.lists(lines, min_size=1, max_size=4), min_size=1, max_size=4))
+trees = st.dictionaries(names, st.lists(lines, min_size=1, max_size=4), min_size=1, max_size=4)
+
+
+def materialise(folder, files):
+    clear(folder, ["etc", "run", "usr", "sys"])
+    for path in ("sys/a", "sys/b"):
+        os.makedirs(f"{folder}/{path}")
+    os.symlink("a", f"{folder}/sys/link")
+    # A FIFO in the attribute's place keeps every write in its order, as a regular file would not.
+    os.mkfifo(f"{folder}/sys/a/x")
+    put(folder, {path: ("\n".join(text) + "\n").encode() for path, text in files.items()})
+
+
+def truth(folder, files):
+    """What systemd-tmpfiles writes to /sys/a/x, in its order."""
+    program = need("tmpfiles.d is read as systemd reads it", "systemd-tmpfiles")
+    materialise(folder, files)
+    reader = os.open(f"{folder}/sys/a/x", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        argv = [program, f"--root={folder}", "--create", "--boot"]
+        subprocess.run(argv, capture_output=True, check=False, timeout=60)
+        try:
+            written = os.read(reader, 65536).decode()
+        except BlockingIOError:
+            written = ""
+    finally:
+        os.close(reader)
+    return [" ".join(one.split()) for one in written.split(";") if one]
+
+
+def disagreements(folder, writes):
+    # "/sys/a/x" was read through the FIFO's own path, so links and globs must be followed here too.
+    found = [one.value.rstrip(";") for one in Tmpfiles(System(str(folder))).definitions("/sys/a/x")]
+    if found[len(found) - len(writes) :] == writes and bool(found) == bool(writes):
+        return []
+    return [f"we say {found}, systemd-tmpfiles wrote {writes}"]
+
+
+SLOW = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("tmpfiles")
+
+
+@settings(max_examples=cases(400), deadline=None, suppress_health_check=SLOW)
+@given(trees)
 @example(
     {
         "etc/tmpfiles.d/60-hosttune-a.conf": ["w /sys/a/x - - - - %%;"],
         "run/tmpfiles.d/10-b.conf": ["x /sys/a/x - - - - %%;"],
     }
 )
-def test_persisted_truth_is_what_systemd_tmpfiles_writes(files):
-    # A FIFO in the attribute's place keeps every write in its order, as a regular file would not.
-    with tempfile.TemporaryDirectory() as folder:
-        for path in ("sys/a", "sys/b"):
-            os.makedirs(f"{folder}/{path}")
-        os.symlink("a", f"{folder}/sys/link")
-        os.mkfifo(f"{folder}/sys/a/x")
-        for path, text in files.items():
-            os.makedirs(os.path.dirname(f"{folder}/{path}"), exist_ok=True)
-            with open(f"{folder}/{path}", "w") as stream:
-                stream.write("\n".join(text) + "\n")
-        reader = os.open(f"{folder}/sys/a/x", os.O_RDONLY | os.O_NONBLOCK)
-        try:
-            argv = ["systemd-tmpfiles", f"--root={folder}", "--create", "--boot"]
-            subprocess.run(argv, capture_output=True, check=False, timeout=30)
-            try:
-                written = os.read(reader, 65536).decode()
-            except BlockingIOError:
-                written = ""
-        finally:
-            os.close(reader)
-        # "/sys/a/x" was read through the FIFO's own path, so links and globs must be followed here too.
-        found = Tmpfiles(System(folder)).definitions("/sys/a/x")
-        writes = [" ".join(one.split()) for one in written.split(";") if one]
-        assert [one.value.rstrip(";") for one in found[len(found) - len(writes) :]] == writes
-        assert bool(found) == bool(writes)
+def test_persisted_truth_is_what_systemd_tmpfiles_writes(folder, files):
+    writes = truth(folder, files)
+    COMPARISON.agree(disagreements(folder, writes))
+
+
+@pytest.fixture(scope="module")
+def answered(folder):
+    found = []
+
+    @settings(max_examples=100, deadline=None, derandomize=True, database=None, suppress_health_check=SLOW)
+    @given(trees)
+    def ask(files):
+        found.append((files, truth(folder, files)))
+
+    ask()
+    return found
+
+
+parse = ours.parse
+ordered_files = ours.ordered_files
+definitions = Tmpfiles.definitions
+
+
+def never_appends(text, file, number):
+    line = parse(text, file, number)
+    return line and replace(line, append=False)
+
+
+def owns_nothing(text, file, number):
+    line = parse(text, file, number)
+    return line and replace(line, owns=False)
+
+
+def without_masks(system, folders, suffix):
+    found = [
+        f"{folder}/{name}" for folder in folders for name in system.names(folder) if name.endswith(suffix)
+    ]
+    return sorted(found, key=os.path.basename)
+
+
+FAULTS = {
+    "masks ignored": (ours, "ordered_files", without_masks),
+    "files from last to first": (ours, "ordered_files", lambda *asked: ordered_files(*asked)[::-1]),
+    "the last line wins": (Tmpfiles, "definitions", lambda self, path: definitions(self, path)[::-1]),
+    "w+ is w": (ours, "parse", never_appends),
+    "every line counts": (ours, "parse", owns_nothing),
+    "braces are letters": (ours, "braces", lambda pattern: [pattern]),
+    "escapes stay": (ours, "_unescape", lambda text: text),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_comparison_sees_a_fault_of_ours(fault, answered, tmp_path, monkeypatch):
+    monkeypatch.setattr(*FAULTS[fault])
+
+    def trial(number):
+        files, writes = answered[number]
+        materialise(tmp_path, files)
+        return disagreements(tmp_path, writes)
+
+    COMPARISON.catches(fault, trial, len(answered))

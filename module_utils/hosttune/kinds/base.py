@@ -98,13 +98,29 @@ class Kind:
         raise NotImplementedError
 
     def edits(
-        self, settings: Sequence[Setting], undone: Mapping[str, Mapping[str, Any]]
+        self,
+        settings: Sequence[Setting],
+        undone: Mapping[str, Mapping[str, Any]],
+        before: Mapping[str, Mapping[str, Any]],
     ) -> dict[str, FileImage]:
         """Files the suite shares with others (fstab), as they shall be.
 
-        `undone` maps names to what the ledger holds of them (`live`, `persisted`) before we came.
+        `undone` and `before` map names, of settings given back and of those kept, to their ledger entries.
         """
         return {}
+
+    # what an earlier call asked for, where a value is a list and the next call's is shorter
+
+    def note(self, setting: Setting, planes: Planes, entry: dict[str, Any]) -> None:
+        """Notes in a setting's ledger entry what has to be taken back once it is no longer asked for."""
+
+    def leftover(self, setting: Setting, planes: Planes, entry: Mapping[str, Any]) -> bool:
+        """Whether something stands, live or on disk, that only an earlier call asked for."""
+        return False
+
+    def live_value(self, setting: Setting, planes: Planes, entry: Mapping[str, Any]) -> str | None:
+        """The live value to write where the setting's own does not take a leftover back, else None."""
+        return None
 
     # the live plane
 
@@ -131,8 +147,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def ordered_files(system: System, folders: Sequence[str], suffix: str) -> list[str]:
     """Files as systemd reads them: by base name over all folders, the first folder masks the later ones.
 
-    A link to /dev/null (or an empty file, which then defines nothing) masks the name; hidden files are not
-    read. Source: sysctl.d(5), systemd's conf_files_list().
+    A link to /dev/null (or an empty file, which then defines nothing) masks the name; so does a folder or a
+    link to nothing, which the caller then cannot read. Hidden files are none. Source: sysctl.d(5) and
+    systemd's conf-files.c.
     """
     chosen: dict[str, str] = {}
     for folder in folders:
@@ -140,7 +157,7 @@ def ordered_files(system: System, folders: Sequence[str], suffix: str) -> list[s
             if name.endswith(suffix) and not name.startswith(".") and name not in chosen:
                 chosen[name] = f"{folder}/{name}"
     found = []
-    for name in sorted(chosen):
+    for name in sorted(chosen, key=os.fsencode):
         real = system.path(chosen[name])
         if os.path.islink(real) and os.readlink(real) == "/dev/null":
             continue

@@ -3,15 +3,17 @@
 Name: DOMAIN/TYPE/ITEM, such as `trading-orchestrator/hard/nofile`; TYPE is soft, hard or - (both). There is
 no live plane: a session has what pam_limits read when it began, and services never see these files (their
 limits are kind unit). Persisted truth is computed as pam_limits does (limits.conf(5)): limits.conf of
-/etc/security, then limits.d/*.conf in the order of their bytes; of one domain the last line wins; a line
-`DOMAIN -` takes every limit from the domain. Lines of other domains that may also hold for a user (a group,
-`*`) are weaker than the user's own and not looked at.
+/etc/security, then limits.d/*.conf in the order of their bytes. A line of the user, or of a range that holds
+its id, beats one of a group, and that one of `*`, whatever the order; of equals the last wins; a line
+`DOMAIN -` takes every limit from whom it names. Of a domain that is no user (a group, `*`) only its own lines
+are looked at: a member may have stronger ones.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from ..model import Definition, Planes, Refusal, Setting
 from .base import Kind, did_you_mean
@@ -19,6 +21,8 @@ from .base import Kind, did_you_mean
 MAIN = "/etc/security/limits.conf"
 FOLDER = "/etc/security/limits.d"
 TYPES = ("soft", "hard", "-")
+#: what a dash sets, in this order
+BOTH = ("soft", "hard")
 #: Items of limits.conf(5) with their smallest and largest number; None has no bound.
 ITEMS: dict[str, tuple[int | None, int | None]] = {
     "as": (0, None),
@@ -48,6 +52,10 @@ _SIGNED = frozenset({"nice", "priority"})
 _BOUNDED = frozenset({"nofile", "rtprio", "nonewprivs"}) | _SIGNED
 #: What pam_limits holds against a whole domain, `DOMAIN -` without an item.
 NO_LIMITS = "-"
+#: How weak a line is, by whom it names.
+USER, GROUP, DEFAULT = range(3)
+#: What isspace(3) parts in the C locale.
+_FIELD = re.compile(r"[^ \t\n\v\f\r]+")
 
 
 class LimitKind(Kind):
@@ -142,17 +150,36 @@ class LimitKind(Kind):
                 unreadable = f"{file}: {error.strerror}"
                 continue
             for number, line in enumerate(text.split("\n"), 1):
-                fields = line.partition("#")[0].split()
+                fields = _FIELD.findall(line.partition("#")[0])
                 if fields:
                     lines.append((file, number, fields))
         found = {}
         for name in names:
             planes = Planes(has_live=False, unknown=unreadable)
             if not unreadable:
-                planes.definitions = _definitions(name, lines)
+                planes.definitions = _definitions(name, self._subject(name.rsplit("/", 2)[0]), lines)
                 planes.note = "holds for sessions opened from now on"
             found[name] = planes
         return found
+
+    def _subject(self, domain: str) -> _Subject:
+        """What /etc/passwd and /etc/group say of a user; a name they do not have is only itself."""
+        for entry in self._entries("/etc/passwd"):
+            if entry[0] == domain and len(entry) > 3:
+                gids, groups = {int(entry[3])}, set()
+                for group in self._entries("/etc/group"):
+                    if len(group) > 3 and (domain in group[3].split(",") or int(group[2]) in gids):
+                        groups.add(group[0])
+                        gids.add(int(group[2]))
+                return _Subject(domain, int(entry[2]), int(entry[3]), frozenset(groups), frozenset(gids))
+        return _Subject(domain)
+
+    def _entries(self, file: str) -> list[list[str]]:
+        try:
+            lines = self.system.read(file).split("\n")
+        except FileNotFoundError:
+            return []
+        return [line.split(":") for line in lines if line]
 
     def _files(self) -> list[str]:
         """The files pam_limits reads, in its order: that of glob(3) in the C locale, without hidden ones."""
@@ -186,30 +213,101 @@ def _split(setting: Setting) -> tuple[str, str, str]:
     return parts[0], parts[1], parts[2]
 
 
-def _definitions(name: str, lines: Sequence[tuple[str, int, list[str]]]) -> list[Definition]:
-    """Every line that gives this limit its value, in reading order, the winner last."""
-    domain, kind, item = name.rsplit("/", 2)
+@dataclass(frozen=True)
+class _Subject:
+    """Whose limits are asked for: a user of this host, or just a domain as the files write it."""
+
+    domain: str
+    uid: int | None = None
+    #: its primary group
+    gid: int | None = None
+    groups: frozenset[str] = frozenset()
+    gids: frozenset[int] = frozenset()
+
+    def rank(self, domain: str, takes_all: bool = False) -> int | None:
+        """How weak a line of this domain is for the subject, 0 the strongest; None where it does not hold.
+
+        `takes_all`: the line is `DOMAIN -`. A range of user ids is as strong as the user's name. As
+        parse_config_file() of Debian's pam_limits, which spares root the limits of groups and of `*`, and so
+        takes a range of groups for one of users there.
+        """
+        if domain == self.domain:
+            return USER
+        if self.domain[0] in "@%*" or ":" in self.domain:
+            return None  # a group has no members to look at
+        if self.uid == 0 and not takes_all:
+            return USER if _in_range(domain.lstrip("@%"), 0) else None
+        if domain.startswith("@"):
+            return GROUP if self._in_group(domain[1:]) else None
+        if domain == "*":
+            return None if takes_all else DEFAULT
+        return USER if self.uid is not None and _in_range(domain, self.uid) else None
+
+    def _in_group(self, text: str) -> bool:
+        if ":" not in text:
+            return text in self.groups
+        if text[0] == ":":
+            return any(_in_range(text, gid) for gid in self.gids)
+        return self.gid is not None and _in_range(text, self.gid)
+
+
+def _in_range(text: str, number: int) -> bool:
+    """Whether `MIN:MAX`, `MIN:` or `:EXACTLY` holds a number."""
+    low, _colon, high = text.partition(":")
+    if not re.match(r"\d*:\d*\Z", text) or text == ":":
+        return False
+    if not low:
+        return number == int(high)
+    return int(low) <= number and (not high or number <= int(high))
+
+
+def _definitions(
+    name: str, subject: _Subject, lines: Sequence[tuple[str, int, list[str]]]
+) -> list[Definition]:
+    """Every line that gives this limit its value, in the order of their strength, the winner last."""
+    _domain, kind, item = name.rsplit("/", 2)
+    weak: list[Definition] = []
     found: list[Definition] = []
-    soft = hard = ""
+    limits = {"soft": "", "hard": ""}
+    ranks = {"soft": DEFAULT, "hard": DEFAULT}
     for file, number, fields in lines:
-        if fields[0] != domain:
+        takes_all = len(fields) == 2 and fields[1].startswith("-")
+        rank = subject.rank(fields[0], takes_all)
+        if rank is None:
             continue
-        if len(fields) == 2 and fields[1] == "-":
+        if takes_all:
             # pam_limits stops here and sets nothing for this domain, whatever was read before.
             found.append(Definition(NO_LIMITS, file, number))
-            return found
+            return weak + found
         # pam_limits reads four words with sscanf(3) and does not see what follows them.
         if len(fields) < 4 or fields[2].lower() != item:
             continue
         type_, value = fields[1].lower(), fields[3].lower()
-        if type_ not in TYPES or (kind != "-" and type_ not in (kind, "-")):
+        if value == "-" and item not in _SIGNED:
+            value = "unlimited"
+        if type_ not in TYPES or not _is_value(item, value):
             continue
-        soft = value if type_ in ("soft", "-") else soft
-        hard = value if type_ in ("hard", "-") else hard
+        sides = BOTH if type_ == "-" else (type_,)
+        taken = []
+        for side in sides:
+            if ranks[side] < rank:
+                break  # of `-` the hard side is not reached where the soft one is stronger already
+            limits[side], ranks[side] = value, rank
+            taken.append(side)
+        if kind != "-" and kind not in sides:
+            continue
+        shown = value
         if kind == "-":
-            value = soft if soft == hard else f"{soft or 'unset'}:{hard or 'unset'}"
-        found.append(Definition(value, file, number))
-    return found
+            soft, hard = limits["soft"], limits["hard"]
+            shown = soft if soft == hard else f"{soft or 'unset'}:{hard or 'unset'}"
+        (found if kind in taken or (kind == "-" and taken) else weak).append(
+            Definition(shown if taken else value, file, number)
+        )
+    return weak + found if found else []
+
+
+def _is_value(item: str, text: str) -> bool:
+    return (item not in _SIGNED and text in UNLIMITED) or bool(re.match(r"[+-]?\d", text))
 
 
 def _canonical(item: str, text: str) -> int | str:
@@ -217,7 +315,8 @@ def _canonical(item: str, text: str) -> int | str:
     text = text.lower()
     if item not in _SIGNED and text in UNLIMITED:
         return -1
-    return int(text) if re.match(r"[+-]?\d+\Z", text) else text
+    number = re.match(r"[+-]?\d+", text)  # strtoull(3) does not mind what follows
+    return int(number.group()) if number else text
 
 
 def _more(soft: str, hard: str) -> bool:

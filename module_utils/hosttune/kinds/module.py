@@ -3,12 +3,16 @@
 Live is /sys/module, where a module that is built into the kernel counts as loaded. Persisted truth is what
 systemd-modules-load(8) will do at the next boot: it loads what modules-load.d (through Debian's link also
 /etc/modules) and `modules_load=` on the kernel command line name, unless modprobe.d or the command line
-denies it: systemd applies kmod's deny list to these too, so a `blacklist` beats every wish to load.
+denies it: systemd applies kmod's deny list to these too, so a `blacklist` beats every wish to load. Before
+it, initramfs-tools loads what /etc/initramfs-tools/modules names by modprobe(8), which no `blacklist` stops;
+an `install NAME /bin/false` and the kernel's own `module_blacklist=` stop both. Where a newer kernel is
+installed that does not have the module, the note says so.
 Dash and underscore are the same letter in a module's name.
 """
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,17 +36,28 @@ DENY_FOLDERS = (
     "/usr/lib/modprobe.d",
     "/lib/modprobe.d",
 )
+MODULE_FOLDERS = ("/lib/modules", "/usr/lib/modules")
 VALUES = ("loaded", "unloaded")
-_COMMAND_LINE = {"modules_load": "loaded", "module_blacklist": "unloaded", "modprobe.blacklist": "unloaded"}
+CMDLINE = "/proc/cmdline"
+#: initramfs-tools(7); it is in force once update-initramfs(8) has run.
+INITRAMFS = "/etc/initramfs-tools/modules"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\Z")
 #: `install NAME /bin/false`: the common way of denying a module even to a modprobe by hand.
-_NO_INSTALL = re.compile(r"((/usr)?/bin/)?(true|false)\b")
+_NO_INSTALL = re.compile(r"((/usr)?/bin/)?(true|false)\s*(#.*)?\Z")
 
 
 def normal(name: str) -> str:
     """A module's name as /sys/module has it."""
     return name.replace("-", "_")
+
+
+def _version(release: str) -> list[tuple[int, int, str]]:
+    """A key that puts 6.10 after 6.9."""
+    return [
+        (1, int(part), "") if part.isdigit() else (0, 0, part)
+        for part in re.findall(r"\d+|[A-Za-z]+", release)
+    ]
 
 
 class Kernel:
@@ -55,15 +70,36 @@ class Kernel:
     def _lines(self, name: str) -> list[str]:
         """The lines of a list of the running kernel, none where it is missing."""
         if name not in self._lists:
-            self._lists[name] = self._read(name)
+            self._lists[name] = self._read(self.release(), name)
         return self._lists[name]
 
-    def _read(self, name: str) -> list[str]:
+    def release(self) -> str:
+        """The running kernel's, empty where it is not told."""
         try:
-            release = self.system.read_value("/proc/sys/kernel/osrelease")
+            return self.system.read_value("/proc/sys/kernel/osrelease")
         except OSError:
-            return []
-        for folder in ("/lib/modules", "/usr/lib/modules"):
+            return ""
+
+    def next_release(self) -> str:
+        """The newest installed kernel where it is newer than the running one: the next boot takes it."""
+        installed = [name for folder in MODULE_FOLDERS for name in self.system.names(folder)]
+        newest = max(
+            [name for name in installed if self._read(name, "modules.dep")], key=_version, default=""
+        )
+        running = self.release()
+        return newest if running and _version(newest) > _version(running) else ""
+
+    def missing_next(self, modules: Iterable[str]) -> dict[str, str]:
+        """Of these modules those that the next kernel lacks, each with its release."""
+        release = self.next_release()
+        if not release:
+            return {}
+        lines = [*self._read(release, "modules.builtin"), *self._read(release, "modules.dep")]
+        has = {self._module(line.partition(":")[0].strip()) for line in lines if line.strip()}
+        return {module: release for module in modules if module not in has}
+
+    def _read(self, release: str, name: str) -> list[str]:
+        for folder in MODULE_FOLDERS:
             try:
                 return self.system.read(f"{folder}/{release}/{name}").split("\n")
             except OSError:
@@ -173,14 +209,17 @@ class ModuleKind(Kind):
 
     def read(self, names: Sequence[str]) -> dict[str, Planes]:
         builtin = self.kernel.builtin()
-        loads, denials = self._persisted({normal(name) for name in names})
+        persisted = self._persisted({normal(name) for name in names})
+        missing = {} if self.system.container else self.kernel.missing_next(persisted)
         found = {}
         for name in names:
             module = normal(name)
             planes = Planes(
                 live="loaded" if module in builtin or self.kernel.loaded(name) else "unloaded",
-                definitions=loads[module] + denials[module],
+                definitions=persisted[module],
             )
+            if module in missing:
+                planes.note = f"kernel {missing[module]}, which is installed and newer, has no such module"
             if self.system.container:
                 planes.unsupported = KERNEL_SHARED
             elif module in builtin:
@@ -190,43 +229,73 @@ class ModuleKind(Kind):
             found[name] = planes
         return found
 
-    def _persisted(
-        self, modules: set[str]
-    ) -> tuple[dict[str, list[Definition]], dict[str, list[Definition]]]:
-        """Who loads and who denies each module at boot, each list with our own file last.
+    def _persisted(self, modules: set[str]) -> dict[str, list[Definition]]:
+        """Who loads and who denies each module at boot, the stronger after the weaker.
 
-        Within a list the order decides nothing: whoever names the module is enough.
+        Among equals the order decides nothing, whoever names the module is enough: our own file is last.
         """
-        loads: dict[str, list[Definition]] = {module: [] for module in modules}
-        denials: dict[str, list[Definition]] = {module: [] for module in modules}
-        for file in ordered_files(self.system, LOAD_FOLDERS, ".conf"):
-            for number, line in _lines(self.system, file):
-                if line[0] not in "#;" and normal(line) in loads:
-                    loads[normal(line)].append(Definition("loaded", file, number))
+        found = {}
+        command_line = self._command_line()
+        loads = [
+            (normal(line), file, number)
+            for file in ordered_files(self.system, LOAD_FOLDERS, ".conf")
+            for number, line in _lines(self.system, file)
+            if line[0] not in "#;"
+        ]
+        loads += [(normal(name), CMDLINE, 1) for name in _listed(command_line, "modules_load")]
+        early = [
+            (normal(line.split()[0]), INITRAMFS, number)
+            for number, line in _lines(self.system, INITRAMFS)
+            if line[0] != "#"
+        ]
+        configured = self._configured()
+        for module in modules:
+            blacklisted = [
+                (file, number)
+                for word, name, _rest, file, number in configured
+                if word == "blacklist" and normal(name) == module
+            ]
+            blacklisted += [
+                (CMDLINE, 1) for name in _listed(command_line, "modprobe.blacklist") if name == module
+            ]
+            never = [
+                (file, number)
+                for command, file, number in self._installs(configured, module)[:1]
+                if _NO_INSTALL.match(command)
+            ]
+            never += [(CMDLINE, 1) for name in _listed(command_line, "module_blacklist") if name == module]
+            found[module] = [
+                *_definitions("loaded", [place[1:] for place in loads if place[0] == module]),
+                *_definitions("unloaded", blacklisted),
+                *_definitions("loaded", [place[1:] for place in early if place[0] == module]),
+                *_definitions("unloaded", never),
+            ]
+        return found
+
+    def _configured(self) -> list[tuple[str, str, str, str, int]]:
+        """The lines of modprobe.d in reading order: command, name, the rest, file and line."""
+        found = []
         for file in ordered_files(self.system, DENY_FOLDERS, ".conf"):
             for number, line in _lines(self.system, file, continued=True):
                 words = line.split(None, 2)
-                if len(words) < 2 or normal(words[1]) not in denials:
-                    continue
-                denies = words[0] == "blacklist" or (
-                    words[0] == "install" and len(words) == 3 and _NO_INSTALL.match(words[2])
-                )
-                if denies:
-                    denials[normal(words[1])].append(Definition("unloaded", file, number))
-        for key, value in self._command_line():
-            if key in _COMMAND_LINE:
-                where = loads if _COMMAND_LINE[key] == "loaded" else denials
-                for module in value.split(","):
-                    if normal(module) in where:
-                        where[normal(module)].append(Definition(_COMMAND_LINE[key], "/proc/cmdline", 1))
-        for where in (loads, denials):
-            for definitions in where.values():
-                definitions.sort(key=lambda one: "/60-hosttune-" in one.file)
-        return loads, denials
+                if len(words) > 1:
+                    found.append((words[0], words[1], words[2] if len(words) > 2 else "", file, number))
+        return found
+
+    @staticmethod
+    def _installs(
+        configured: Sequence[tuple[str, str, str, str, int]], module: str
+    ) -> list[tuple[str, str, int]]:
+        """The `install` lines that fit a module; kmod runs the first one's command."""
+        return [
+            (rest, file, number)
+            for word, name, rest, file, number in configured
+            if word == "install" and rest and fnmatch.fnmatchcase(module, normal(name))
+        ]
 
     def _command_line(self) -> list[tuple[str, str]]:
         try:
-            words = self.system.read("/proc/cmdline").split()
+            words = self.system.read(CMDLINE).split()
         except OSError:
             return []
         pairs = (word.partition("=") for word in words)
@@ -292,6 +361,20 @@ class ModuleKind(Kind):
         except OSError:
             return ""
         return f", in use {count} times" if count != "0" else ""
+
+
+def _listed(command_line: Sequence[tuple[str, str]], key: str) -> list[str]:
+    """The modules that a word of the kernel command line lists, as they are written.
+
+    Neither kmod nor the kernel takes a dash in a deny list there for an underscore.
+    """
+    names = [name for word, value in command_line if word == key for name in value.split(",")]
+    return list(dict.fromkeys(names))
+
+
+def _definitions(value: str, places: Sequence[tuple[str, int]]) -> list[Definition]:
+    ours_last = sorted(places, key=lambda place: "/60-hosttune-" in place[0])
+    return [Definition(value, file, number) for file, number in ours_last]
 
 
 def _lines(system: System, file: str, continued: bool = False) -> list[tuple[int, str]]:

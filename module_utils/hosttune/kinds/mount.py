@@ -2,7 +2,9 @@
 
 A value is an option list (`noatime,lazytime`) and means: these are in force, whatever else is. Live is what
 /proc/self/mountinfo shows, put together as findmnt(8) does; persisted is the option field of the first line
-of /etc/fstab for the mount point (systemd-fstab-generator ignores a second one). Only that field is edited.
+of /etc/fstab for the mount point (systemd-fstab-generator ignores a second one), unless a mount unit stronger
+than the generated one, or a drop-in with Options=, decides. Only the option field of fstab is edited. An
+option that we added and that is no longer asked for goes, and what it had replaced comes back.
 
 Options that weaken what survives a power cut are refused, and so are those that only mount(8) or systemd
 read (nofail, x-systemd.*): they are never in force, so nothing could be checked.
@@ -16,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .. import atomic
+from .. import atomic, systemd
 from ..model import Change, Definition, FileImage, Planes, Refusal, Setting, squeeze
 from ..system import KERNEL_SHARED
 from .base import Kind, did_you_mean
@@ -65,10 +67,21 @@ _SUPER_FLAGS = frozenset({"sync", "dirsync", "lazytime", "mand"})
 _OPTION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:/@%+-]*(=[A-Za-z0-9_.:/@%+-]+)?\Z")
 _OCTAL = re.compile(r"\\([0-7]{3})")
 _SIZE = re.compile(r"(\d+)([kmgKMG]?)\Z")
-#: source, mount point, type, then the option field, then the rest of a line of fstab
-_LINE = re.compile(
-    r"(?P<before>[ \t]*(?!#)\S+[ \t]+(?P<point>\S+)[ \t]+\S+[ \t]+)(?P<options>\S+)(?P<after>.*)\Z", re.DOTALL
-)
+#: Where systemd-fstab-generator(8) puts its units; and what systemd-remount-fs(8) remounts as fstab says.
+GENERATED = "/run/systemd/generator"
+REMOUNTED = frozenset({"/", "/usr"})
+#: A masked mount unit: nothing is mounted at the next boot.
+MASKED = "masked"
+#: Types of fstab that are no filesystems.
+NOT_MOUNTED = frozenset({"swap"})
+_WORD = re.compile(r"[^ \t]+")
+#: The escapes of fstab that getmntent(3) knows.
+_FSTAB_ESCAPE = re.compile(r"\\(040|011|012|134|\\)")
+
+
+def _is_comment(word: str) -> bool:
+    """Whether the first word of a line makes it a comment; a # within a line is a character as any other."""
+    return word.startswith("#")
 
 
 def split(text: str) -> list[str]:
@@ -123,30 +136,49 @@ def _plain(text: str) -> str:
 
 @dataclass(frozen=True)
 class Line:
-    """A line of fstab; `point` is empty of one that mounts nothing or has no option field."""
+    """A line of fstab, as getmntent(3) reads it; `point` is empty of one that mounts nothing."""
 
     number: int
     text: str
 
     @property
-    def _fields(self) -> re.Match[str] | None:
-        return _LINE.match(self.text)
+    def _words(self) -> list[re.Match[str]]:
+        return list(_WORD.finditer(self.text))
 
     @property
     def point(self) -> str:
-        fields = self._fields
-        point = _plain(fields["point"]) if fields else ""
-        return os.path.normpath(point) if point.startswith("/") else ""
+        words = [word.group() for word in self._words[:3]]
+        if len(words) < 2 or _is_comment(words[0]) or (words[2:] and words[2] in NOT_MOUNTED):
+            return ""
+        point = _FSTAB_ESCAPE.sub(_unescaped, words[1])
+        parts = [part for part in point.split("/") if part not in ("", ".")]
+        # systemd makes no unit of a path that climbs
+        return "/" + "/".join(parts) if point.startswith("/") and ".." not in parts else ""
 
     @property
     def options(self) -> str:
-        fields = self._fields
-        return fields["options"] if fields else ""
+        """The option field, empty where the line ends before it: then the defaults hold."""
+        words = self._words
+        return words[3].group() if len(words) > 3 else ""
 
     def replaced(self, options: str) -> str:
         """The line with another option field, everything else byte for byte."""
-        fields = self._fields
-        return f"{fields['before']}{options}{fields['after']}" if fields else self.text
+        words = self._words
+        if len(words) > 3:
+            start, end = words[3].span()
+            if not options:
+                return self.text[: words[2].end()] + self.text[end:]
+            return self.text[:start] + options + self.text[end:]
+        if len(words) < 2 or not options:
+            return self.text
+        end = words[-1].end()
+        missing = f" {options}" if len(words) == 3 else f" auto {options}"
+        return self.text[:end] + missing + self.text[end:]
+
+
+def _unescaped(found: re.Match[str]) -> str:
+    code = found.group(1)
+    return code if code == "\\" else chr(int(code, 8))
 
 
 @dataclass(frozen=True)
@@ -202,6 +234,51 @@ def _taken_back(current: Sequence[str], options: Sequence[str]) -> list[str]:
         elif "=" in one and key not in keys and key in _SILENT_VALUES:
             found.append(f"{key}={_SILENT_VALUES[key]}")
     return found
+
+
+def _left(wanted: Sequence[str], entry: Mapping[str, Any], found: str | None, plane: str) -> list[str]:
+    """The options of `found` that we added, that are no longer wanted, and that were not there before us."""
+    before = split((_field_before(entry) if plane == "persisted" else entry.get("live")) or "")
+    now = split(found or "")
+    return [
+        option
+        for option in entry.get("added", ())
+        if option in now
+        and option not in wanted
+        and not in_force(option, before)
+        and not any(contradict(option, other) for other in wanted)
+        and not (option == "nodiratime" and "noatime" in wanted)
+    ]
+
+
+def _restored(left: Sequence[str], entry: Mapping[str, Any]) -> list[str]:
+    """What a remount must name to end the options left over: their opposites, and what they had replaced."""
+    before = split(str(entry.get("live") or ""))
+    replaced = [one for one in before if any(contradict(one, option) for option in left)]
+    return [*_taken_back(left, before), *replaced]
+
+
+def _without(options: Sequence[str], wanted: Sequence[str], entry: Mapping[str, Any]) -> list[str]:
+    """An option field without what only an earlier call asked for, and with what that had replaced."""
+    left = _left(wanted, entry, ",".join(options), "persisted")
+    kept = [option for option in options if option not in left]
+    for place, option in enumerate(split(_field_before(entry) or "")):
+        if option not in kept and any(contradict(option, other) for other in left):
+            kept.insert(place, option)
+    return kept
+
+
+def _field_before(entry: Mapping[str, Any]) -> str | None:
+    """The option field of fstab as a ledger entry keeps it; None where fstab had no line."""
+    persisted = entry.get("persisted") or {}
+    found = [one for one in (*persisted.get("overridden", ()), persisted) if one.get("file") == FSTAB]
+    return str(found[-1]["value"]) if found else None
+
+
+def _field(planes: Planes) -> str | None:
+    """What fstab says of a mount point."""
+    found = [one.value for one in planes.definitions if one.file == FSTAB]
+    return found[-1] if found else None
 
 
 class MountKind(Kind):
@@ -303,9 +380,7 @@ class MountKind(Kind):
         lines = self._fstab()
         found = {}
         for name in names:
-            # The first line for a mount point decides, so it comes last here.
-            mine = [line for line in lines if line.point == name][::-1]
-            planes = Planes(definitions=[Definition(squeeze(one.options), FSTAB, one.number) for one in mine])
+            planes = Planes(definitions=self._definitions(name, lines))
             if name in mounts:
                 planes.live = mounts[name].text
             else:
@@ -314,6 +389,42 @@ class MountKind(Kind):
                 planes.unsupported = f"{KERNEL_SHARED}, which mounts what a container sees"
             found[name] = planes
         return found
+
+    def _definitions(self, point: str, lines: Sequence[Line]) -> list[Definition]:
+        """Who gives the options of a mount point at the next boot, the winner last.
+
+        The first line of fstab decides, so it comes last of these. A mount unit of a folder before that of
+        the generated ones is stronger, one of a later folder weaker; drop-ins change whichever wins.
+        """
+        mine = [line for line in lines if line.point == point][::-1]
+        table = [Definition(squeeze(one.options), FSTAB, one.number) for one in mine]
+        if point in REMOUNTED and table:
+            return table
+        unit = f"{systemd.escape_path(point)}.mount"
+        weaker: list[Definition] = []
+        stronger: list[Definition] = []
+        folders = [one for one in systemd.unit_folders(self.system) if not one.startswith(GENERATED)]
+        for folder in folders[::-1]:
+            if self.system.exists(f"{folder}/{unit}"):
+                strong = systemd.UNIT_FOLDERS.index(folder) < systemd.UNIT_FOLDERS.index(GENERATED)
+                (stronger if strong else weaker).append(self._of_unit(f"{folder}/{unit}"))
+        found = [*weaker, *table, *stronger]
+        if not found or found[-1].value == MASKED:
+            return found
+        return found + self._options(systemd.dropins(self.system, unit))
+
+    def _of_unit(self, file: str) -> Definition:
+        """What a mount unit says; the defaults where it says nothing."""
+        if systemd.is_masked(self.system, file):
+            return Definition(MASKED, file)
+        return (self._options([file]) or [Definition("", file)])[-1]
+
+    def _options(self, files: Sequence[str]) -> list[Definition]:
+        return [
+            Definition(squeeze(one.value), one.file, one.line)
+            for one in systemd.read_assignments(self.system, files)
+            if (one.section, one.name) == ("Mount", "Options")
+        ]
 
     # persistence
 
@@ -324,24 +435,49 @@ class MountKind(Kind):
         return {}  # the file is shared: see edits()
 
     def edits(
-        self, settings: Sequence[Setting], undone: Mapping[str, Mapping[str, Any]]
+        self,
+        settings: Sequence[Setting],
+        undone: Mapping[str, Mapping[str, Any]],
+        before: Mapping[str, Mapping[str, Any]],
     ) -> dict[str, FileImage]:
         image = atomic.read_image(self.system.path(FSTAB))
         if image is None:
             return {}
-        shall = {name: str(was["persisted"]["value"] or "") for name, was in undone.items()}
+        shall = {name: _field_before(was) for name, was in undone.items()}
         wanted = {setting.name: split(setting.value) for setting in settings}
         rows = image.content.decode("utf-8", "surrogateescape").split("\n")
         for number, row in enumerate(rows, 1):
             line = Line(number, row)
             if line.point in wanted:
                 options = wanted.pop(line.point)
-                if not all(in_force(option, split(line.options)) for option in options):
-                    rows[number - 1] = line.replaced(",".join(merged(split(line.options), options)))
-            elif shall.get(line.point):
-                rows[number - 1] = line.replaced(shall.pop(line.point))
+                kept = _without(split(line.options), options, before.get(line.point, {}))
+                if kept != split(line.options) or not all(in_force(option, kept) for option in options):
+                    rows[number - 1] = line.replaced(",".join(merged(kept, options)))
+            elif shall.get(line.point) is not None:
+                rows[number - 1] = line.replaced(shall.pop(line.point) or "")
         content = "\n".join(rows).encode("utf-8", "surrogateescape")
         return {FSTAB: FileImage(content, image.mode, image.uid, image.gid)}
+
+    def note(self, setting: Setting, planes: Planes, entry: dict[str, Any]) -> None:
+        wanted = split(setting.value)
+        stay = [
+            *_left(wanted, entry, planes.live, "live"),
+            *_left(wanted, entry, _field(planes), "persisted"),
+        ]
+        entry["added"] = sorted({*wanted, *stay})
+
+    def leftover(self, setting: Setting, planes: Planes, entry: Mapping[str, Any]) -> bool:
+        wanted = split(setting.value)
+        return bool(_left(wanted, entry, _field(planes), "persisted")) or bool(
+            _restored(_left(wanted, entry, planes.live, "live"), entry)
+        )
+
+    def live_value(self, setting: Setting, planes: Planes, entry: Mapping[str, Any]) -> str | None:
+        wanted = split(setting.value)
+        back = _restored(_left(wanted, entry, planes.live, "live"), entry)
+        if not back:
+            return None  # nothing to take back, or nothing that a remount could
+        return ",".join(dict.fromkeys([*wanted, *back]))
 
     # the live plane
 

@@ -8,10 +8,11 @@ globs counts only where no file names the key literally; `-key` alone takes a ke
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ..model import Change, Definition, Planes, Refusal, Setting, squeeze
 from ..system import KERNEL_SHARED
@@ -60,6 +61,9 @@ CONDITIONAL = {
 
 #: A tick of the slowest kernel (CONFIG_HZ=100).
 _LONGEST_TICK_MS = 10
+#: What systemd strips from lines, keys and values; and the length of a line in bytes that it does not read.
+BLANKS = " \t\n\r"
+LONGEST_LINE = 1024 * 1024
 
 CONGESTION_CONTROL = "net/ipv4/tcp_congestion_control"
 
@@ -81,6 +85,36 @@ def to_path(name: str) -> str:
 def to_name(path: str) -> str:
     """The dotted key of a path below /proc/sys."""
     return path.translate(str.maketrans("./", "/."))
+
+
+def assignments(text: str) -> Iterator[tuple[int, str, str | None]]:
+    """The lines of a file of sysctl.d that mean something: number, path, and value; None of a `-key` alone.
+
+    As parse_file() of systemd-sysctl: a carriage return and a zero byte end a line too, and a line of a
+    mebibyte ends the reading of the file.
+    """
+    for number, line in enumerate(text.replace("\0", "\n").split("\n"), 1):
+        if len(line.encode("utf-8", "surrogateescape")) >= LONGEST_LINE:
+            return
+        line = line.strip(BLANKS)
+        if not line or line[0] in "#;":
+            continue
+        key, equals, value = line.partition("=")
+        dash = key.startswith("-")
+        path = _canonical((key[1:] if dash else key).strip(BLANKS))
+        if equals:
+            yield number, path, value.strip(BLANKS)
+        elif dash:
+            yield number, path, None
+
+
+def _canonical(key: str) -> str:
+    """The path of a key of a file, which may begin with a slash or repeat its separators."""
+    return "/".join(part for part in to_path(key).split("/") if part not in ("", "."))
+
+
+def is_glob(path: str) -> bool:
+    return any(char in path for char in "*?[")
 
 
 class SysctlKind(Kind):
@@ -177,7 +211,11 @@ class SysctlKind(Kind):
     # planes
 
     def read(self, names: Sequence[str]) -> dict[str, Planes]:
-        persisted = self._persisted({to_path(name) for name in names})
+        try:
+            persisted = self._persisted({to_path(name) for name in names})
+        except OSError as error:
+            reason = f"{error.filename}: {error.strerror}"
+            return {name: Planes(unknown=reason) for name in names}
         return {name: self._read_one(name, persisted[to_path(name)]) for name in names}
 
     def _read_one(self, name: str, definitions: list[Definition]) -> Planes:
@@ -215,33 +253,21 @@ class SysctlKind(Kind):
         return f"the machine lets a container choose from {allowed} only" if missing else ""
 
     def _persisted(self, paths: set[str]) -> dict[str, list[Definition]]:
-        """Every definition of each path in reading order, the winner last."""
+        """Every definition of each path in reading order, the winner last; raises OSError."""
         literal: dict[str, list[Definition]] = {path: [] for path in paths}
         globs: dict[str, Definition] = {}
         excluded: set[str] = set()
         for file in ordered_files(self.system, FOLDERS, ".conf"):
-            try:
-                lines = self.system.read(file).split("\n")
-            except (FileNotFoundError, IsADirectoryError):
-                continue
-            for number, line in enumerate(lines, 1):
-                line = line.strip()
-                if not line or line[0] in "#;":
-                    continue
-                key, equals, value = line.partition("=")
-                key = key.strip()
-                ignore = key.startswith("-")
-                path = to_path(key[1:].strip() if ignore else key)
-                if not equals:
-                    if ignore:
-                        globs.pop(path, None)
-                    if ignore and path in literal:
+            for number, path, value in assignments(self._text(file)):
+                if value is None:
+                    globs.pop(path, None)
+                    if path in literal:
                         # Takes its place among the literal ones: no glob sets it, and no earlier line does.
                         literal[path] = []
                         excluded.add(path)
                     continue
                 found = Definition(squeeze(value), file, number)
-                if any(char in path for char in "*?["):
+                if is_glob(path):
                     if path in globs and globs[path].value != found.value:
                         # Another value takes the pattern to the end, the same one keeps its place.
                         del globs[path]
@@ -250,11 +276,24 @@ class SysctlKind(Kind):
                     literal[path].append(found)
                     excluded.discard(path)
         for path, definitions in literal.items():
-            if definitions:
-                continue
-            if path not in excluded:
-                definitions.extend(found for pattern, found in globs.items() if _path_match(path, pattern))
+            if not definitions and path not in excluded:
+                definitions.extend(self._globbed(path, globs))
         return literal
+
+    def _text(self, file: str) -> str:
+        """A file of sysctl.d; empty where systemd-sysctl skips it: a folder, or a link to nothing."""
+        try:
+            return self.system.read(file)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.EISDIR, errno.ELOOP, errno.ENOTDIR):
+                return ""
+            raise
+
+    def _globbed(self, path: str, globs: Mapping[str, Definition]) -> list[Definition]:
+        """What globs give a key that no line names: nothing where the kernel does not have it."""
+        if not self.system.exists(f"/proc/sys/{path}"):
+            return []
+        return [found for pattern, found in globs.items() if _path_match(path, pattern)]
 
     def same(self, name: str, wanted: str, found: str) -> bool:
         if wanted == found:
@@ -316,8 +355,8 @@ def _in_order(changes: Sequence[Change]) -> list[Change]:
 
 
 def _path_match(path: str, pattern: str) -> bool:
-    """glob(7) over the folders of /proc/sys: a star does not cross a slash."""
-    parts, wanted = path.split("/"), pattern.split("/")
+    """glob(3) over the folders of /proc/sys: a star does not cross a slash."""
+    parts, wanted = path.split("/"), re.sub(r"\\(.)", r"[\1]", pattern).replace("[^", "[!").split("/")
     return len(parts) == len(wanted) and all(map(fnmatch.fnmatchcase, parts, wanted))
 
 
