@@ -103,6 +103,8 @@ class _Run:
         self.report = Report()
         #: why a value other than the one asked for is aimed at
         self.aimed: dict[tuple[str, str], str] = {}
+        #: every file that shall stand, also those that do already: path -> kind, owner, image
+        self.shall: dict[str, tuple[str, str, FileImage]] = {}
 
     def walk(self) -> Report:
         recall(self.observer, self.manifest.owners)  # also of what this call undoes
@@ -234,7 +236,7 @@ class _Run:
         planes: Mapping[tuple[str, str], Planes],
     ) -> tuple[dict[str, tuple[str, str, FileImage]], dict[str, str]]:
         """Files to write (path -> kind, owner, image) and to give back (path -> kind), if they differ."""
-        shall: dict[str, tuple[str, str, FileImage]] = {}
+        shall = self.shall
         for kind_name, settings in self.observer.by_kind(supported).items():
             kind = self.observer.kind(kind_name)
             for owner in sorted({setting.owner for setting in settings}):
@@ -384,7 +386,25 @@ class _Run:
         ]
 
     def _is_secret(self, path: str) -> bool:
-        return bool((self.ledger.entry("file", path) or {}).get("secret"))
+        """Whether a file is a secret or was one: what stands there may still be the one it held."""
+        if (self.ledger.entry("file", path) or {}).get("secret"):
+            return True
+        return any(
+            (by_kind.get("file", {}).get(path, {}).get("options") or {}).get("secret")
+            for by_kind in self.manifest.owners.values()
+        )
+
+    def _written(self, image: FileImage, path: str) -> str:
+        """The digest by which we know what we wrote; of a secret a keyed one."""
+        secret = image.secret or self._is_secret(path)
+        return keys.digest(self.system, image.content) if secret else store.sha256(image.content)
+
+    def _as_written(self, path: str, image: FileImage) -> bool:
+        """Whether what stands at a path is what we wrote there last."""
+        written = self.ledger.files[path]["written"] or ""
+        if written.startswith(keys.KEYED):
+            return written == keys.digest(self.system, image.content)
+        return bool(written == store.sha256(image.content))
 
     # changing it
 
@@ -417,24 +437,27 @@ class _Run:
                     "verdict": one.verdict,
                     "run": run,
                 }
-                if one.setting.asked and one.setting.asked.get("secret"):
-                    entry["secret"] = True
                 coupled = self.observer.kind(one.setting.kind).coupled(one.setting.name)
                 if coupled:
                     entry["coupled"] = coupled
                 self.ledger.note_setting(*one.setting.key, entry)
             entry["owner"] = one.setting.owner
-        for path, (kind_name, owner, image) in files.items():
+            if one.setting.asked and one.setting.asked.get("secret"):
+                entry["secret"] = True
+        for path, (kind_name, owner, _image) in files.items():
             self.ledger.note_file(path, kind_name, owner, self._on_disk(path))
-            self.ledger.files[path].update(owner=owner, written=store.sha256(image.content))
+        for path, (_kind_name, owner, image) in self.shall.items():
+            # Also of a file that stands as it shall: its owner may be another now.
+            if path in self.ledger.files:
+                self.ledger.files[path].update(owner=owner, written=self._written(image, path))
             folder = os.path.dirname(path)
             while not os.path.isdir(self.system.path(folder)):
                 if folder not in self.ledger.folders:
                     self.ledger.folders.append(folder)
                 folder = os.path.dirname(folder)
         self.ledger.folders.sort()
+        keys.keep(self.system)  # first: the ledger holds digests that it keyed
         self.ledger.save()
-        keys.keep(self.system)
 
     def _apply(
         self,
@@ -472,8 +495,8 @@ class _Run:
     def _give_back(self, path: str) -> None:
         """Puts the original of a file back; what somebody made of ours since is kept aside, not lost."""
         real = self.system.path(path)
-        entry, original, now = self.ledger.files[path], self.ledger.original(path), self._on_disk(path)
-        if now is not None and store.sha256(now.content) != entry["written"] and now != original:
+        original, now = self.ledger.original(path), self._on_disk(path)
+        if now is not None and not self._as_written(path, now) and now != original:
             aside = f"/var/lib/hosttune/aside{path}"
             atomic.make_folders(os.path.dirname(self.system.path(aside)), 0o700)
             atomic.write(self.system.path(aside), replace(now, mode=0o600))
