@@ -56,8 +56,8 @@ options:
     type: dict
   file:
     description:
-      - "Whole files by path: a dict of C(content), C(mode) (quoted), C(owner), C(group), C(secret) (not readable by others), and
-        C(reload) or C(restart) (units)."
+      - "Whole files by path: a dict of C(content), C(mode) (quoted), C(owner), C(group), C(secret) (its
+        mode must leave others nothing), and C(reload) or C(restart) (units)."
     type: dict
   manager:
     description: Directives of systemd's own configuration (system.conf.d) by name.

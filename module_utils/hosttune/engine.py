@@ -21,6 +21,10 @@ from .system import System
 Owners = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
 
+#: Where undo keeps what somebody made of a file of ours.
+ASIDE = "/var/lib/hosttune/aside"
+
+
 @dataclass
 class Request:
     """What a call of host_settings asks for (see its documentation)."""
@@ -103,6 +107,7 @@ class _Run:
         self.report = Report()
         #: why a value other than the one asked for is aimed at
         self.aimed: dict[tuple[str, str], str] = {}
+        self.wanted_keys: set[tuple[str, str]] = set()
         #: every file that shall stand, also those that do already: path -> kind, owner, image
         self.shall: dict[str, tuple[str, str, FileImage]] = {}
 
@@ -110,6 +115,7 @@ class _Run:
         recall(self.observer, self.manifest.owners)  # also of what this call undoes
         wanted = self._wanted()
         undone = self._undone(wanted)
+        self.wanted_keys = {one.key for one in wanted}
         self._check(wanted)
         keys_read = [setting.key for setting in wanted] + [
             key for key in undone if key not in {one.key for one in wanted}
@@ -123,7 +129,7 @@ class _Run:
         changes = self._changes(supported, planes)
         undo_changes = self._undo_changes(undone, planes)
         self._mark(judged, changes)
-        self._describe(files, removed, changes, undo_changes, judged, undone)
+        self._describe(files, removed, changes, undo_changes, planes, undone)
         new_manifest = self._next_manifest(wanted)
         manifest_differs = new_manifest.digest != self.manifest.digest or self.manifest.exists != bool(
             new_manifest.owners
@@ -313,12 +319,18 @@ class _Run:
             now = planes[kind_name, name]
             if now.unsupported or now.unknown or entry["live"] is None or not now.has_live:
                 continue
+            if self._is_superseded(kind_name, entry):
+                continue
             winner = now.winner
             persisted = winner.value if winner else None
             without_file = self.observer.kind(kind_name).managed_file(entry["owner"], name) is None
             if now.live != entry["live"] or (without_file and persisted != entry["persisted"]["value"]):
                 found.setdefault(kind_name, []).append(Change(name, entry["live"], entry, undo=True))
         return found
+
+    def _is_superseded(self, kind_name: str, entry: Mapping[str, Any]) -> bool:
+        """Whether a twin is asked for, with which the value that was before cannot stand."""
+        return any((kind_name, twin) in self.wanted_keys for twin in entry.get("coupled", ()))
 
     def _mark(self, judged: Sequence[Judged], changes: Mapping[str, Sequence[Change]]) -> None:
         """Which settings this call changes: on disk in the file that is ours, or live."""
@@ -339,7 +351,7 @@ class _Run:
         removed: Mapping[str, str],
         changes: Mapping[str, Sequence[Change]],
         undo_changes: Mapping[str, Sequence[Change]],
-        judged: Sequence[Judged],
+        planes: Mapping[tuple[str, str], Planes],
         undone: Mapping[tuple[str, str], Mapping[str, Any]],
     ) -> None:
         """The diff: files and live values, before and after; a secret file is named only."""
@@ -347,6 +359,10 @@ class _Run:
         images += [(path, self.ledger.original(path)) for path in removed]
         for path, image in sorted(images, key=lambda found: found[0]):
             now = self._on_disk(path)
+            if path in removed and self._is_edited(path, now):
+                self.report.aside.append(f"{path} was edited since: that version is kept as {ASIDE}{path}")
+            if now == (image and _plain(image)):
+                continue
             secret = (image is not None and image.secret) or self._is_secret(path)
             self.report.diff.append(
                 {
@@ -356,22 +372,24 @@ class _Run:
                     "after": "(another secret)\n" if secret and image else _show(image),
                 }
             )
-        live = {one.setting.key: one.planes.live for one in judged}
         for kind_name in kinds.ORDER:
-            both = [*changes.get(kind_name, []), *undo_changes.get(kind_name, [])]
-            if both:
-                before = {change.name: live.get((kind_name, change.name)) for change in both}
-                for change in undo_changes.get(kind_name, []):
-                    before[change.name] = self.observer.kind(kind_name).read([change.name])[change.name].live
+            kind = self.observer.kind(kind_name)
+            after = kind.outcome(undo_changes.get(kind_name, [])) if kind_name in undo_changes else {}
+            after.update(kind.outcome(changes.get(kind_name, [])) if kind_name in changes else {})
+            unread = [name for name in after if (kind_name, name) not in planes]
+            more = kind.read(unread) if unread else {}
+            before = {name: (planes.get((kind_name, name)) or more[name]).live for name in after}
+            after = {name: value for name, value in after.items() if value != before[name]}
+            if after:
                 self.report.diff.append(
                     {
                         "before_header": f"live {kind_name}",
                         "after_header": f"live {kind_name}",
                         "before": "".join(
-                            f"{name} = {'(absent)' if value is None else value}\n"
-                            for name, value in before.items()
+                            f"{name} = {'(absent)' if before[name] is None else before[name]}\n"
+                            for name in after
                         ),
-                        "after": "".join(f"{change.name} = {change.value}\n" for change in both),
+                        "after": "".join(f"{name} = {value}\n" for name, value in after.items()),
                     }
                 )
         self.report.undone = [
@@ -399,12 +417,14 @@ class _Run:
         secret = image.secret or self._is_secret(path)
         return keys.digest(self.system, image.content) if secret else store.sha256(image.content)
 
-    def _as_written(self, path: str, image: FileImage) -> bool:
-        """Whether what stands at a path is what we wrote there last."""
+    def _is_edited(self, path: str, now: FileImage | None) -> bool:
+        """Whether somebody made something else of our file than it was before us."""
+        if now is None or now == self.ledger.original(path):
+            return False
         written = self.ledger.files[path]["written"] or ""
         if written.startswith(keys.KEYED):
-            return written == keys.digest(self.system, image.content)
-        return bool(written == store.sha256(image.content))
+            return bool(written != keys.digest(self.system, now.content))
+        return bool(written != store.sha256(now.content))
 
     # changing it
 
@@ -437,9 +457,7 @@ class _Run:
                     "verdict": one.verdict,
                     "run": run,
                 }
-                coupled = self.observer.kind(one.setting.kind).coupled(one.setting.name)
-                if coupled:
-                    entry["coupled"] = coupled
+                self._note_coupled(one.setting, entry)
                 self.ledger.note_setting(*one.setting.key, entry)
             entry["owner"] = one.setting.owner
             if one.setting.asked and one.setting.asked.get("secret"):
@@ -459,6 +477,14 @@ class _Run:
         keys.keep(self.system)  # first: the ledger holds digests that it keyed
         self.ledger.save()
 
+    def _note_coupled(self, setting: Setting, entry: dict[str, Any]) -> None:
+        """What was live of a setting and its twin, where we changed the twin before: not what we made of them."""
+        for name, value in self.observer.kind(setting.kind).coupled(setting.name).items():
+            twin = self.ledger.entry(setting.kind, name)
+            entry["coupled"] = {name: twin["live"] if twin else value}
+            if twin and setting.name in twin.get("coupled", {}):
+                entry["live"] = twin["coupled"][setting.name]
+
     def _apply(
         self,
         files: Mapping[str, tuple[str, str, FileImage]],
@@ -474,13 +500,15 @@ class _Run:
             real = self.system.path(path)
             atomic.make_folders(os.path.dirname(real))
             atomic.write(real, image)
+        # A file that is as it was before us (a run that was cut short, another hand) takes no reload.
+        back = [path for path in removed if self._on_disk(path) != self.ledger.original(path)]
         for path in removed:
             self._give_back(path)
         touched: dict[str, list[str]] = {}
         for path, found in files.items():
             touched.setdefault(found[0], []).append(path)
-        for path, kind_name in removed.items():
-            touched.setdefault(kind_name, []).append(path)
+        for path in back:
+            touched.setdefault(removed[path], []).append(path)
         for kind_name in kinds.ORDER:
             todo = list(changes.get(kind_name, []))
             if kind_name in kinds.RELOADING:
@@ -496,11 +524,10 @@ class _Run:
         """Puts the original of a file back; what somebody made of ours since is kept aside, not lost."""
         real = self.system.path(path)
         original, now = self.ledger.original(path), self._on_disk(path)
-        if now is not None and not self._as_written(path, now) and now != original:
-            aside = f"/var/lib/hosttune/aside{path}"
+        if now is not None and self._is_edited(path, now):
+            aside = f"{ASIDE}{path}"
             atomic.make_folders(os.path.dirname(self.system.path(aside)), 0o700)
             atomic.write(self.system.path(aside), replace(now, mode=0o600))
-            self.report.aside.append(f"{path} was edited since: that version is kept as {aside}")
         if original is None:
             atomic.remove(real)
         else:
@@ -547,6 +574,7 @@ class _Run:
         for (kind_name, name), was in undone.items():
             now = planes[kind_name, name]
             stays = was["live"] is not None and now.has_live and now.live != was["live"]
+            stays = stays and not self._is_superseded(kind_name, was)
             if stays and not now.unsupported and now.needs == "none":
                 self.report.failures.append(
                     f"{kind_name} {name}: was '{was['live']}' before, still reads '{now.live}' after undo"

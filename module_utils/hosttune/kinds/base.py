@@ -109,6 +109,10 @@ class Kind:
         """Live values of other names that writing this one changes: undo has to give those back instead."""
         return {}
 
+    def outcome(self, changes: Sequence[Change]) -> dict[str, str]:
+        """The live values that `activate` brings about, name -> value, also of names that were not asked for."""
+        return {change.name: change.value for change in changes}
+
     def activate(self, changes: Sequence[Change], files: Iterable[str]) -> dict[str, str]:
         """Makes values live. `files` are the managed files of this kind just written or removed.
 
