@@ -478,7 +478,7 @@ class _Run:
         self.ledger.save()
 
     def _note_coupled(self, setting: Setting, entry: dict[str, Any]) -> None:
-        """What was live of a setting and its twin, where we changed the twin before: not what we made of them."""
+        """What was live of a setting and its twin before us, also where we changed the twin earlier."""
         for name, value in self.observer.kind(setting.kind).coupled(setting.name).items():
             twin = self.ledger.entry(setting.kind, name)
             entry["coupled"] = {name: twin["live"] if twin else value}

@@ -110,7 +110,7 @@ class Kind:
         return {}
 
     def outcome(self, changes: Sequence[Change]) -> dict[str, str]:
-        """The live values that `activate` brings about, name -> value, also of names that were not asked for."""
+        """The live values that `activate` brings about by name, also of names nobody asked for."""
         return {change.name: change.value for change in changes}
 
     def activate(self, changes: Sequence[Change], files: Iterable[str]) -> dict[str, str]:
