@@ -125,7 +125,7 @@ class _Run:
         judged = [self._judge(setting, planes[setting.key]) for setting in wanted]
         self._record_before(judged)
         supported = [one.setting for one in judged if not one.planes.unsupported and not one.planes.unknown]
-        files, removed = self._files(supported, undone, planes)
+        files, removed = self._files([*supported, *self._held(judged)], undone, planes)
         changes = self._changes(supported, planes)
         undo_changes = self._undo_changes(undone, planes)
         self._mark(judged, changes)
@@ -270,6 +270,17 @@ class _Run:
         differing = {path: found for path, found in shall.items() if self._on_disk(path) != _plain(found[2])}
         return differing, removed
 
+    def _held(self, judged: Sequence[Judged]) -> list[Setting]:
+        """Settings that cannot be judged this time, with the value that stands in our file: it stays there."""
+        found = []
+        for one in judged:
+            setting, planes = one.setting, one.planes
+            ours = self.observer.kind(setting.kind).managed_file(setting.owner, setting.name)
+            lines = [line for line in planes.definitions if line.file == ours]
+            if (planes.unknown or planes.unsupported) and lines and ours != setting.name:
+                found.append(replace(setting, value=lines[-1].value))
+        return found
+
     def _unreadable(self, path: str, planes: Mapping[tuple[str, str], Planes]) -> bool:
         """Whether a file is only missing from the plan because its settings could not be read this time."""
         entry = self.ledger.files[path]
@@ -277,6 +288,7 @@ class _Run:
             found.unknown or found.unsupported
             for (kind, name), found in planes.items()
             if kind == entry["kind"]
+            and (kind, name) in self.wanted_keys
             and (self.ledger.entry(kind, name) or {}).get("owner") == entry["owner"]
             and self.observer.kind(kind).managed_file(entry["owner"], name) == path
         )
@@ -307,7 +319,7 @@ class _Run:
                 winner is None or not kind.same(setting.name, setting.value, winner.value)
             )
             without_file = kind.managed_file(setting.owner, setting.name) is None and persisted_wrong
-            if (live_wrong and now.needs in ("none", "reload")) or without_file:
+            if (live_wrong and kind.reaches(setting.name, now)) or without_file:
                 found.setdefault(setting.kind, []).append(Change(setting.name, setting.value, setting.asked))
         return found
 
@@ -321,10 +333,12 @@ class _Run:
                 continue
             if self._is_superseded(kind_name, entry):
                 continue
-            winner = now.winner
+            kind, winner = self.observer.kind(kind_name), now.winner
             persisted = winner.value if winner else None
-            without_file = self.observer.kind(kind_name).managed_file(entry["owner"], name) is None
-            if now.live != entry["live"] or (without_file and persisted != entry["persisted"]["value"]):
+            without_file = kind.managed_file(entry["owner"], name) is None
+            if (now.live != entry["live"] and kind.reaches(name, now)) or (
+                without_file and persisted != entry["persisted"]["value"]
+            ):
                 found.setdefault(kind_name, []).append(Change(name, entry["live"], entry, undo=True))
         return found
 
@@ -530,7 +544,7 @@ class _Run:
             atomic.write(self.system.path(aside), replace(now, mode=0o600))
         if original is None:
             atomic.remove(real)
-        else:
+        elif now != original:
             atomic.write(real, original)
         del self.ledger.files[path]
         for folder in sorted(self.ledger.folders, reverse=True):

@@ -98,8 +98,8 @@ _FLAGS = ("noatime", "relatime", "nosuid", "nodev", "noexec", "nodiratime")
 
 
 class FullHost(FakeHost):
-    """The small host with more of a real one: keys that zero each other, /sys, modules, a mount, and the parts
-    of systemctl, modprobe and mount that the engine uses. `played` is what systemd and its units have now;
+    """The small host with more of a real one: keys that zero each other, /sys, modules, a mount, and what of
+    systemctl, modprobe and mount the engine uses. `played` is what systemd and its units have now;
     commands that change something are on record in `commands`."""
 
     def __init__(self, root: Path) -> None:

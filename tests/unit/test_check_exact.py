@@ -147,6 +147,8 @@ def by_hand(host: FullHost, what: tuple) -> None:
         if not path.startswith("/proc") or host.exists(path):
             old = os.lstat(host.path(path)).st_mode & 0o7777 if host.exists(path) else 0o644
             host.put(path, text, old if mode is None else mode)
+        if path.startswith("/etc/systemd"):
+            host._load()
     elif what[0] == "remove" and host.exists(what[1]):
         os.unlink(host.path(what[1]))
     elif what[0] == "chmod" and host.exists(what[1]):
@@ -407,7 +409,7 @@ def judge(host: FullHost, request) -> None:
     assert len(single) == len(set(single)), single
     assert any("daemon-reexec" in line for line in single) == any(
         path.startswith("/etc/systemd/system.conf.d/") for path in told_files
-    ) or any(key[0] == "manager" for key in moved)
+    ) or any(key[0] == "manager" for key in moved | failed)
 
     # what now stands is good, waits, or was said
     for one in done.settings:

@@ -378,3 +378,33 @@ def test_an_ordinary_user_is_refused(host, monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(Refusal, match="root only"):
         host.apply(OWNERS)
+
+
+def test_a_line_of_ours_stays_while_its_key_cannot_be_judged(host):
+    host.apply(OWNERS)
+    lines = host.text("/etc/sysctl.d/60-hosttune-kernel.conf")
+    os.chmod(host.path("/proc/sys/vm/swappiness"), 0o444)
+    assert not host.apply(OWNERS, check=True).changed
+    host.put("/proc/sys/net/core/somaxconn", "1\n")
+    done = host.apply(OWNERS)
+    assert verdicts(done)["sysctl", "vm.swappiness"] == "unsupported"
+    assert host.text("/etc/sysctl.d/60-hosttune-kernel.conf") == lines
+    os.chmod(host.path("/proc/sys/vm/swappiness"), 0o644)
+    assert not host.apply(OWNERS).changed
+
+
+def test_undo_takes_our_file_away_also_where_one_of_its_keys_is_gone(host):
+    host.apply(OWNERS)
+    os.unlink(host.path("/proc/sys/vm/swappiness"))
+    host.apply({}, present=False)
+    assert not host.exists("/etc/sysctl.d/60-hosttune-kernel.conf")
+
+
+def test_a_file_that_moves_to_another_owner_is_undone_with_that_one(host):
+    file = {"/etc/app/app.conf": {"content": "tuned\n"}}
+    host.apply({"app": {"file": file}})
+    assert host.apply({"other": {"file": file}}).diff == []
+    host.apply({"app": {}}, present=False)
+    assert host.text("/etc/app/app.conf") == "tuned\n"
+    host.apply({"other": {}}, present=False)
+    assert host.text("/etc/app/app.conf") == "as the vendor ships it\n"

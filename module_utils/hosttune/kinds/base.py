@@ -109,6 +109,10 @@ class Kind:
         """Live values of other names that writing this one changes: undo has to give those back instead."""
         return {}
 
+    def reaches(self, name: str, planes: Planes) -> bool:
+        """Whether another value becomes live in this call, without a restart or a reboot."""
+        return planes.needs in ("none", "reload")
+
     def outcome(self, changes: Sequence[Change]) -> dict[str, str]:
         """The live values that `activate` brings about by name, also of names nobody asked for."""
         return {change.name: change.value for change in changes}
