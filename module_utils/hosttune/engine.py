@@ -271,7 +271,7 @@ class _Run:
         return differing, removed
 
     def _held(self, judged: Sequence[Judged]) -> list[Setting]:
-        """Settings that cannot be judged this time, with the value that stands in our file: it stays there."""
+        """Settings that cannot be judged this time, with the value of our file: it stays there."""
         found = []
         for one in judged:
             setting, planes = one.setting, one.planes

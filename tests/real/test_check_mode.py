@@ -6,10 +6,9 @@ import json
 import os
 import random
 import re
-import subprocess
 
 import pytest
-from conftest import BASE, ROOT, VARIABLE
+from conftest import BASE, play
 
 TRACED = (
     "open,openat,openat2,creat,rename,renameat,renameat2,unlink,unlinkat,mkdir,mkdirat,rmdir,chmod,fchmod,"
@@ -106,26 +105,6 @@ def started(calls: list[str]) -> list[str]:
         for call in calls
         if call.startswith("execve(")
     ]
-
-
-def play(folder, options: dict, *flags: str, keep: bool = False) -> subprocess.CompletedProcess[str]:
-    """One host_settings task through Ansible itself; the options are in a file, never on a command line."""
-    playbook = folder / "play.yml"
-    playbook.touch(0o600)
-    tasks = [{"host_settings": options}]
-    playbook.write_text(json.dumps([{"hosts": "all", "gather_facts": False, "tasks": tasks}]))
-    environment = {**os.environ, "ANSIBLE_STDOUT_CALLBACK": "default", "ANSIBLE_NOCOLOR": "1"}
-    if keep:
-        environment |= {"ANSIBLE_KEEP_REMOTE_FILES": "1", "ANSIBLE_PIPELINING": "0"}
-    return subprocess.run(
-        [str(ROOT / ".venv/bin/ansible-playbook"), "-i", os.environ[VARIABLE], str(playbook), *flags],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
 
 
 def test_check_mode_opens_nothing_for_writing(host):
