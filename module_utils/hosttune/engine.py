@@ -122,6 +122,7 @@ class _Run:
         ]
         planes = self.observer.read(keys_read)
         wanted = [self._aim(setting, planes[setting.key]) for setting in wanted]
+        self._forget_clamps(wanted)
         judged = [self._judge(setting, planes[setting.key]) for setting in wanted]
         self._record_before(judged)
         supported = [one.setting for one in judged if not one.planes.unsupported and not one.planes.unknown]
@@ -222,6 +223,16 @@ class _Run:
             planes.unknown = f"after installing {', '.join(missing)}"
         entry = self.ledger.entry(*setting.key) or {}
         return self.observer.judge(setting, planes, entry.get("clamped_to"))
+
+    def _forget_clamps(self, wanted: Sequence[Setting]) -> None:
+        """What the kernel took instead of another value says nothing of the one that is asked for now."""
+        for setting in wanted:
+            converged = (
+                self.manifest.owners.get(setting.owner, {}).get(setting.kind, {}).get(setting.name, {})
+            )
+            entry = self.ledger.entry(*setting.key)
+            if entry is not None and converged.get("value") != setting.value:
+                entry.pop("clamped_to", None)
 
     def _record_before(self, judged: Sequence[Judged]) -> None:
         """`before` is what stood at the start of this call."""
@@ -392,7 +403,7 @@ class _Run:
             after.update(kind.outcome(changes.get(kind_name, [])) if kind_name in changes else {})
             unread = [name for name in after if (kind_name, name) not in planes]
             more = kind.read(unread) if unread else {}
-            before = {name: (planes.get((kind_name, name)) or more[name]).live for name in after}
+            before = {name: kind.shown(planes.get((kind_name, name)) or more[name]) for name in after}
             after = {name: value for name, value in after.items() if value != before[name]}
             if after:
                 self.report.diff.append(

@@ -206,7 +206,7 @@ def live_values(host: FullHost) -> dict[tuple[str, str], str | None]:
             ).split()
             found[kind, name] = ",".join(dict.fromkeys([*row[5].split(","), *row[-1].split(",")]))
         elif kind == "service":
-            found[kind, name] = host.played["services"][name]["ActiveState"]
+            found[kind, name] = " ".join(host.played["services"][name].values())
         elif kind in ("manager", "unit"):
             unit, _, directive = name.rpartition("/Service/")
             found[kind, name] = host.played[unit or "manager"][directive]
@@ -365,9 +365,7 @@ def judge(host: FullHost, request) -> None:
         for key in live_before
         if live_before[key] != live_after[key] and (key in mine or key[0] not in ("manager", "unit"))
     }
-    assert {key for key in told if key not in failed and key[0] != "service"} == {
-        key for key in moved if key[0] != "service"
-    } - failed
+    assert set(told) - failed == moved - failed
     for key, (was, shall) in told.items():
         if key in failed:
             continue
@@ -382,7 +380,11 @@ def judge(host: FullHost, request) -> None:
             continue
         at_place = ours_before[(owner, *key)] != in_our_file(host, owner, *key)
         assert one.changed == (at_place or key in moved), (key, owner)
-        assert one.before["live"] == live_before.get(key), key
+        planes = (
+            [one.before["persisted"], one.before["live"]] if key[0] == "service" else [one.before["live"]]
+        )
+        assert planes == [None] or " ".join(planes) == live_before[key], key
+        assert planes != [None] or live_before.get(key) is None, key
     assert done.changed == bool(
         told_files
         or moved

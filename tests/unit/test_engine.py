@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from fake_host import FakeHost, as_root
 from hosttune import atomic, engine, lock, store
+from hosttune.kinds.sysctl import SysctlKind
 from hosttune.model import Refusal
 
 SECRET = "hunter2-of-the-exchange"  # noqa: S105 - looked for in every output
@@ -408,3 +409,19 @@ def test_a_file_that_moves_to_another_owner_is_undone_with_that_one(host):
     assert host.text("/etc/app/app.conf") == "tuned\n"
     host.apply({"other": {}}, present=False)
     assert host.text("/etc/app/app.conf") == "as the vendor ships it\n"
+
+
+def test_what_the_kernel_took_instead_of_one_value_is_not_held_against_another(host, monkeypatch):
+    write = FakeHost.write_value
+    monkeypatch.setattr(
+        FakeHost, "write_value", lambda self, path, value: write(self, path, str(int(value) // 10 * 10))
+    )
+    monkeypatch.setattr(SysctlKind, "clamps", lambda *_args: "tens only")
+    done = host.apply({"kernel": {"sysctl": {"vm.swappiness": "15"}}})
+    assert verdicts(done)["sysctl", "vm.swappiness"] == "clamped"
+    assert not host.apply({"kernel": {"sysctl": {"vm.swappiness": "15"}}}).changed
+    host.live_writes.clear()
+    done = host.apply({"kernel": {"sysctl": {"vm.swappiness": "35"}}})
+    assert host.text("/proc/sys/vm/swappiness") == "30\n"
+    assert verdicts(done)["sysctl", "vm.swappiness"] == "clamped"
+    assert len(host.live_writes) == 1

@@ -113,6 +113,10 @@ class Kind:
         """Whether another value becomes live in this call, without a restart or a reboot."""
         return planes.needs in ("none", "reload")
 
+    def shown(self, planes: Planes) -> str | None:
+        """What a diff of live values shows of a setting; `outcome` is in the same words."""
+        return planes.live
+
     def outcome(self, changes: Sequence[Change]) -> dict[str, str]:
         """The live values that `activate` brings about by name, also of names nobody asked for."""
         return {change.name: change.value for change in changes}
