@@ -114,6 +114,7 @@ class _Run:
     def walk(self) -> Report:
         recall(self.observer, self.manifest.owners)  # also of what this call undoes
         wanted = self._wanted()
+        self._respell(wanted)
         undone = self._undone(wanted)
         self.wanted_keys = {one.key for one in wanted}
         self._check(wanted)
@@ -187,6 +188,16 @@ class _Run:
                         )
                     )
         return found
+
+    def _respell(self, wanted: Sequence[Setting]) -> None:
+        """A setting that is asked for in another spelling is the same one: its ledger entry goes along."""
+        for kind_name, names in self.ledger.settings.items():
+            kind = self.observer.kind(kind_name)
+            asked = {kind.canonical(one.name): one.name for one in wanted if one.kind == kind_name}
+            for name in list(names):
+                new = asked.get(kind.canonical(name), name)
+                if new not in names and self._scope(names[name]["owner"]):
+                    names[new] = names.pop(name)
 
     def _undone(self, wanted: Sequence[Setting]) -> dict[tuple[str, str], dict[str, Any]]:
         """Ledger entries of owners in scope that nobody asks for any more."""

@@ -425,3 +425,16 @@ def test_what_the_kernel_took_instead_of_one_value_is_not_held_against_another(h
     assert host.text("/proc/sys/vm/swappiness") == "30\n"
     assert verdicts(done)["sysctl", "vm.swappiness"] == "clamped"
     assert len(host.live_writes) == 1
+
+
+def test_another_spelling_of_a_name_is_the_same_setting(host):
+    host.apply({"kernel": {"sysctl": {"vm.swappiness": "10"}}})
+    host.live_writes.clear()
+    done = host.apply({"kernel": {"sysctl": {"vm/swappiness": "10"}}})
+    assert verdicts(done) == {("sysctl", "vm/swappiness"): "in_sync"}
+    assert (done.undone, host.live_writes) == ([], [])
+    assert host.text("/etc/sysctl.d/60-hosttune-kernel.conf").endswith("\nvm/swappiness = 10\n")
+    assert not host.apply({"kernel": {"sysctl": {"vm/swappiness": "10"}}}).changed
+    host.apply({}, present=False)
+    assert host.text("/proc/sys/vm/swappiness") == "60\n"
+    assert not host.exists("/etc/sysctl.d/60-hosttune-kernel.conf")

@@ -33,6 +33,10 @@ class Kind:
         """The value from the inventory as the system would print it; raises Refusal."""
         return as_text(self.name, name, value)
 
+    def canonical(self, name: str) -> str:
+        """One spelling for all that name the same setting."""
+        return name
+
     def check(self, settings: Sequence[Setting], packages: Mapping[str, Sequence[str]]) -> None:
         """Refuses names and values that cannot be; raises Refusal. `packages`: owner -> still missing ones.
 

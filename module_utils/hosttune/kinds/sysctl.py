@@ -98,6 +98,9 @@ class SysctlKind(Kind):
             return "network namespace shared with the machine"
         return ""
 
+    def canonical(self, name: str) -> str:
+        return to_path(name)
+
     def check(self, settings: Sequence[Setting], packages: Mapping[str, Sequence[str]]) -> None:
         seen: dict[str, Setting] = {}
         for setting in settings:
