@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import sys
@@ -10,7 +11,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
-from fake_host import FakeHost, as_root
+from fake_host import FakeHost, FullHost, as_root
 from hosttune import atomic, engine, lock, store
 from hosttune.kinds.sysctl import SysctlKind
 from hosttune.model import Refusal
@@ -438,3 +439,20 @@ def test_another_spelling_of_a_name_is_the_same_setting(host):
     host.apply({}, present=False)
     assert host.text("/proc/sys/vm/swappiness") == "60\n"
     assert not host.exists("/etc/sysctl.d/60-hosttune-kernel.conf")
+
+
+def test_keys_that_zero_each_other_are_undone_to_what_was_before_both(tmp_path, monkeypatch):
+    as_root(monkeypatch)
+    ratio, in_bytes = "vm.dirty_ratio", "vm.dirty_bytes"
+    steps = [{ratio: "10"}, {in_bytes: "1048576"}, {ratio: "30"}, {ratio: "10", in_bytes: "0"}]
+    for number, order in enumerate(itertools.permutations(steps, 3)):
+        host = FullHost(tmp_path / str(number))
+        for wanted in order:
+            host.live_writes.clear()
+            done = host.apply({"kernel": {"sysctl": wanted}})
+            assert not done.failures, order
+            assert len(host.live_writes) <= 1, order
+            assert {name: host.text(f"/proc/sys/vm/{name[3:]}").strip() for name in wanted} == wanted, order
+        host.apply({}, present=False)
+        assert host.text("/proc/sys/vm/dirty_ratio") == "20\n", order
+        assert host.text("/proc/sys/vm/dirty_bytes") == "0\n", order
