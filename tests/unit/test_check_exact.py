@@ -114,6 +114,7 @@ HANDS = st.one_of(
         ("remove", "/etc/sysctl.d/60-hosttune-kernel.conf"),
         ("remove", "/etc/app/app.conf"),
         ("remove", "/proc/sys/kernel/numa_balancing"),
+        ("unreadable", "/proc/sys/vm/swappiness"),
         ("chmod", "/etc/sysctl.d/60-hosttune-app.conf", 0o600),
         ("chmod", "/proc/sys/vm/swappiness", 0o444),
         ("chmod", "/proc/sys/vm/dirty_ratio", 0o444),
@@ -144,7 +145,7 @@ def by_hand(host: FullHost, what: tuple) -> None:
     """Does to the host what somebody else would."""
     if what[0] == "put":
         _word, path, text, mode = what
-        if not path.startswith("/proc") or host.exists(path):
+        if not path.startswith("/proc") or os.path.isfile(host.path(path)):
             old = os.lstat(host.path(path)).st_mode & 0o7777 if host.exists(path) else 0o644
             host.put(path, text, old if mode is None else mode)
         if path.startswith("/etc/systemd"):
@@ -153,6 +154,9 @@ def by_hand(host: FullHost, what: tuple) -> None:
         os.unlink(host.path(what[1]))
     elif what[0] == "chmod" and host.exists(what[1]):
         os.chmod(host.path(what[1]), what[2])
+    elif what[0] == "unreadable" and os.path.isfile(host.path(what[1])):
+        os.unlink(host.path(what[1]))
+        os.mkdir(host.path(what[1]))
     elif what[0] == "dirty":
         host.write_value(f"/proc/sys/{what[1]}", what[2])
     elif what[0] == "load":
@@ -195,7 +199,7 @@ def live_values(host: FullHost) -> dict[tuple[str, str], str | None]:
     for kind, name in NAMES:
         if kind in ("sysctl", "sysfs"):
             path = f"/proc/sys/{name.replace('.', '/')}" if kind == "sysctl" else f"/sys/{name}"
-            text = " ".join(host.text(path).split()) if host.exists(path) else None
+            text = " ".join(host.text(path).split()) if os.path.isfile(host.path(path)) else None
             chosen = re.search(r"\[(.*?)\]", text or "")
             found[kind, name] = chosen.group(1) if chosen else text
         elif kind == "module":
