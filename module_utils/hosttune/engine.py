@@ -136,7 +136,9 @@ class _Run:
         manifest_differs = new_manifest.digest != self.manifest.digest or self.manifest.exists != bool(
             new_manifest.owners
         )
-        self.report.changed = bool(files or removed or changes or undo_changes or undone or manifest_differs)
+        # A file that a run which was cut short never wrote is the ledger's business, and no change.
+        back = [path for path in removed if self._on_disk(path) != self.ledger.original(path)]
+        self.report.changed = bool(files or back or changes or undo_changes or undone or manifest_differs)
         fingerprint = self.request.topology_fingerprint
         self.report.topology_matches = not fingerprint or fingerprint == topology.read_fingerprint(
             self.system.root
@@ -145,7 +147,7 @@ class _Run:
             self.report.settings = judged
             self.report.manifest_digest = new_manifest.digest
             return self.report
-        if self.report.changed:
+        if self.report.changed or removed:
             self._refuse_unwritable(list(files) + list(removed))
             self._write_ledger(judged, files, undone)
             self._apply(files, removed, changes, undo_changes)

@@ -331,7 +331,7 @@ def judge(host: FullHost, request) -> None:
     assert (host.live_writes, host.commands, repr(host.played)) == ([], [], played)
 
     done = host.apply(**request)
-    _after, live_after, files_after = seen(host)
+    after, live_after, files_after = seen(host)
     note(f"diff {said.diff}\nfailures {done.failures}\nwrites {host.live_writes}\ncommands {host.commands}")
     failed = {key for key in NAMES for line in done.failures if line.startswith(f"{key[0]} {key[1]}")}
 
@@ -358,6 +358,10 @@ def judge(host: FullHost, request) -> None:
             assert entry["before"] == files_before.get(path, "")
             assert entry["after"] == files_after.get(path, "")
     assert SECRET not in repr(said.diff)
+
+    # and no other was even replaced by itself
+    others = {path.lstrip("/") for path in files_before} - {path.lstrip("/") for path in told_files}
+    assert {path: before[path] for path in others} == {path: after.get(path) for path in others}
 
     # live values
     told = told_live(said)
