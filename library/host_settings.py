@@ -57,8 +57,8 @@ options:
     type: dict
   file:
     description:
-      - "Whole files by path: a dict of C(content), C(mode) (quoted), C(owner), C(group), C(secret), and
-        C(reload) or C(restart) (units)."
+      - "Whole files by path: a dict of C(content), C(mode) (quoted), C(owner), C(group), C(secret) (its
+        mode must leave others nothing), and C(reload) or C(restart) (units)."
     type: dict
   manager:
     description: Directives of systemd's own configuration (system.conf.d) by name.
@@ -240,6 +240,7 @@ topology_matches:
   type: bool
 """
 
+import json
 import platform
 from typing import Any
 
@@ -257,11 +258,25 @@ class _Module(AnsibleModule):
         # The options hold secrets inside, which no_log of a whole option cannot single out.
         self.log("Invoked")
 
-    def hide_secrets(self, owners: dict[str, Any]) -> None:
-        for by_kind in owners.values():
-            for value in (by_kind.get("file") or {}).values():
-                if isinstance(value, dict) and value.get("secret") and value.get("content"):
-                    self.no_log_values.add(str(value["content"]))
+    def _load_params(self) -> None:
+        # Before options are validated: what refuses a call shows the call.
+        super()._load_params()
+        self._hide_secrets(self.params)
+
+    def _hide_secrets(self, value: Any) -> None:
+        """Takes the content of every secret file in these options for a value that is never shown."""
+        if isinstance(value, str) and value.lstrip().startswith("{"):
+            try:
+                value = json.loads(value)  # as Ansible itself reads a dict given as text
+            except ValueError:
+                return
+        if not isinstance(value, dict):
+            return
+        if value.get("secret") and value.get("content"):
+            content = str(value["content"])
+            self.no_log_values.update((content, json.dumps(content)[1:-1]))
+        for inner in value.values():
+            self._hide_secrets(inner)
 
 
 def main() -> None:
@@ -290,7 +305,6 @@ def main() -> None:
     present = options["state"] == "present"
     by_kind = {kind: options[kind] for kind in kinds.ORDER if options[kind]}
     owners = options["owners"] or {}
-    module.hide_secrets({"": by_kind, **owners})
     if options["owner"]:
         owners = {options["owner"]: by_kind}
     elif by_kind:

@@ -74,9 +74,18 @@ def write(path: str, image: FileImage) -> None:
 
 
 def remove(path: str) -> None:
-    """Unlinks `path`, durably; nothing there is fine. So goes what a run that was killed left beside it."""
-    found = [one for one in (path, _beside(path)) if os.path.lexists(one)]
+    """Unlinks `path`, durably; nothing there is fine."""
+    _unlink(path, _beside(path))
+
+
+def sweep(path: str) -> None:
+    """Removes what a run that was killed left beside `path`."""
+    _unlink(_beside(path))
+
+
+def _unlink(*paths: str) -> None:
+    found = [one for one in paths if os.path.lexists(one)]
     for one in found:
         os.unlink(one)
     if found:
-        sync_folder(os.path.dirname(path))
+        sync_folder(os.path.dirname(paths[0]))

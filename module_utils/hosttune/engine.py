@@ -23,6 +23,10 @@ from .verdicts import GOOD
 Owners = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
 
+#: Where undo keeps what somebody made of a file of ours.
+ASIDE = "/var/lib/hosttune/aside"
+
+
 @dataclass
 class Request:
     """What a call of host_settings asks for (see its documentation)."""
@@ -137,10 +141,14 @@ class _Run:
         self.aimed: dict[tuple[str, str], str] = {}
         #: why what runs is left as it is for now
         self.waiting: dict[tuple[str, str], str] = {}
+        self.wanted_keys: set[tuple[str, str]] = set()
+        #: every file that shall stand, also those that do already: path -> kind, owner, image
+        self.shall: dict[str, tuple[str, str, FileImage]] = {}
 
     def walk(self) -> Report:
         recall(self.observer, self.manifest.owners)  # also of what this call undoes
         wanted = self._wanted()
+        self._respell(wanted)
         undone = self._undone(wanted)
         self._check(wanted)
         keys_read = [setting.key for setting in wanted] + [
@@ -149,16 +157,18 @@ class _Run:
         planes = self.observer.read(keys_read)
         wanted = [self._aim(setting, planes[setting.key]) for setting in wanted]
         wanted, undone = self._settle_foreign(wanted, planes)
+        self.wanted_keys = {one.key for one in wanted}
+        self._forget_clamps(wanted)
         for setting in wanted:
             self._hold_back(setting, planes[setting.key])
         judged = [self._judge(setting, planes[setting.key]) for setting in wanted]
         self._record_before(judged)
         supported = [one.setting for one in judged if not one.planes.unsupported and not one.planes.unknown]
-        files, removed = self._files(supported, undone, planes)
+        files, removed = self._files([*supported, *self._held(judged)], undone, planes)
         changes = self._changes(supported, planes)
         undo_changes = self._undo_changes(undone, planes)
         self._mark(judged, changes)
-        self._describe(files, removed, changes, undo_changes, judged, undone)
+        self._describe(files, removed, changes, undo_changes, planes, undone)
         new_manifest = self._next_manifest(wanted)
         manifest_differs = (
             new_manifest.digest != self.manifest.digest
@@ -166,7 +176,9 @@ class _Run:
             or not self.manifest.intact
             or bool(new_manifest.owners and self.manifest.machine != self.system.machine)
         )
-        self.report.changed = bool(files or removed or changes or undo_changes or undone or manifest_differs)
+        # A file that a run which was cut short never wrote is the ledger's business, and no change.
+        back = [path for path in removed if self._on_disk(path) != self.ledger.original(path)]
+        self.report.changed = bool(files or back or changes or undo_changes or undone or manifest_differs)
         fingerprint = self.request.topology_fingerprint
         self.report.topology_matches = not fingerprint or fingerprint == topology.read_fingerprint(
             self.system.root
@@ -175,7 +187,7 @@ class _Run:
             self.report.settings = judged
             self.report.manifest_digest = new_manifest.digest
             return self.report
-        if self.report.changed:
+        if self.report.changed or removed:
             self._refuse_unwritable(list(files) + list(removed))
             self._write_ledger(judged, files, undone)
             changes = self._stop_foreign(supported, changes)
@@ -230,6 +242,16 @@ class _Run:
                         )
                     )
         return found
+
+    def _respell(self, wanted: Sequence[Setting]) -> None:
+        """A setting that is asked for in another spelling is the same one: its ledger entry goes along."""
+        for kind_name, names in self.ledger.settings.items():
+            kind = self.observer.kind(kind_name)
+            asked = {kind.canonical(one.name): one.name for one in wanted if one.kind == kind_name}
+            for name in list(names):
+                new = asked.get(kind.canonical(name), name)
+                if new not in names and self._scope(names[name]["owner"], kind_name):
+                    names[new] = names.pop(name)
 
     def _undone(self, wanted: Sequence[Setting]) -> dict[tuple[str, str], dict[str, Any]]:
         """Ledger entries of owners in scope that nobody asks for any more."""
@@ -297,6 +319,16 @@ class _Run:
         entry = self.ledger.entry(*setting.key) or {}
         return self.observer.judge(setting, planes, entry.get("clamped_to"))
 
+    def _forget_clamps(self, wanted: Sequence[Setting]) -> None:
+        """What the kernel took instead of another value says nothing of the one that is asked for now."""
+        for setting in wanted:
+            converged = (
+                self.manifest.owners.get(setting.owner, {}).get(setting.kind, {}).get(setting.name, {})
+            )
+            entry = self.ledger.entry(*setting.key)
+            if entry is not None and converged.get("value") != setting.value:
+                entry.pop("clamped_to", None)
+
     def _record_before(self, judged: Sequence[Judged]) -> None:
         """`before` is what stood at the start of this call."""
         for one in judged:
@@ -316,7 +348,7 @@ class _Run:
         planes: Mapping[tuple[str, str], Planes],
     ) -> tuple[dict[str, tuple[str, str, FileImage]], dict[str, str]]:
         """Files to write (path -> kind, owner, image) and to give back (path -> kind), if they differ."""
-        shall: dict[str, tuple[str, str, FileImage]] = {}
+        shall = self.shall
         for kind_name, settings in self.observer.by_kind(supported).items():
             kind = self.observer.kind(kind_name)
             for owner in sorted({setting.owner for setting in settings}):
@@ -345,6 +377,17 @@ class _Run:
         differing = {path: found for path, found in shall.items() if self._on_disk(path) != _plain(found[2])}
         return differing, removed
 
+    def _held(self, judged: Sequence[Judged]) -> list[Setting]:
+        """Settings that cannot be judged this time, with the value of our file: it stays there."""
+        found = []
+        for one in judged:
+            setting, planes = one.setting, one.planes
+            ours = self.observer.kind(setting.kind).managed_file(setting.owner, setting.name)
+            lines = [line for line in planes.definitions if line.file == ours]
+            if (planes.unknown or planes.unsupported) and lines and ours != setting.name:
+                found.append(replace(setting, value=lines[-1].value))
+        return found
+
     def _unreadable(self, path: str, planes: Mapping[tuple[str, str], Planes]) -> bool:
         """Whether a file is only missing from the plan because its settings could not be read this time."""
         entry = self.ledger.files[path]
@@ -352,6 +395,7 @@ class _Run:
             found.unknown or found.unsupported
             for (kind, name), found in planes.items()
             if kind == entry["kind"]
+            and (kind, name) in self.wanted_keys
             and (self.ledger.entry(kind, name) or {}).get("owner") == entry["owner"]
             and self.observer.kind(kind).managed_file(entry["owner"], name) == path
         )
@@ -385,7 +429,7 @@ class _Run:
                 winner is None or not kind.same(setting.name, setting.value, winner.value)
             )
             without_file = kind.managed_file(setting.owner, setting.name) is None and persisted_wrong
-            sets_live = live_wrong and now.needs in ("none", "reload") and not now.waits
+            sets_live = live_wrong and kind.reaches(setting.name, now) and not now.waits
             if sets_live or without_file:
                 asked = setting.value if value is None else value
                 change = Change(setting.name, asked, setting.asked, persist_only=bool(now.waits))
@@ -400,12 +444,33 @@ class _Run:
             now = planes[kind_name, name]
             if now.unsupported or now.unknown or entry["live"] is None or not now.has_live:
                 continue
-            winner = now.winner
+            if self._is_superseded(kind_name, entry):
+                continue
+            kind, winner = self.observer.kind(kind_name), now.winner
             persisted = winner.value if winner else None
-            without_file = self.observer.kind(kind_name).managed_file(entry["owner"], name) is None
-            if now.live != entry["live"] or (without_file and persisted != entry["persisted"]["value"]):
-                found.setdefault(kind_name, []).append(Change(name, entry["live"], entry, undo=True))
+            without_file = kind.managed_file(entry["owner"], name) is None
+            back = self._without_ours(kind_name, name, entry, now)
+            if (now.live != back and kind.reaches(name, now)) or (
+                without_file and persisted != entry["persisted"]["value"]
+            ):
+                found.setdefault(kind_name, []).append(Change(name, back, entry, undo=True))
         return found
+
+    def _without_ours(self, kind_name: str, name: str, entry: Mapping[str, Any], now: Planes) -> str:
+        """The live value once our file is gone: what was before, unless a file that came since decides."""
+        before = str(entry["live"])
+        if kind_name not in kinds.RELOADING:
+            return before
+        kind = self.observer.kind(kind_name)
+        ours = kind.managed_file(entry["owner"], name)
+        theirs = [one for one in now.definitions if one.file != ours]
+        if ours is None or not theirs or theirs[-1].value == entry["persisted"]["value"]:
+            return before
+        return before if kind.same(name, theirs[-1].value, before) else theirs[-1].value
+
+    def _is_superseded(self, kind_name: str, entry: Mapping[str, Any]) -> bool:
+        """Whether a twin is asked for, with which the value that was before cannot stand."""
+        return any((kind_name, twin) in self.wanted_keys for twin in entry.get("coupled", ()))
 
     def _mark(self, judged: Sequence[Judged], changes: Mapping[str, Sequence[Change]]) -> None:
         """Which settings this call changes: on disk in the file that is ours, or live."""
@@ -428,7 +493,7 @@ class _Run:
         removed: Mapping[str, str],
         changes: Mapping[str, Sequence[Change]],
         undo_changes: Mapping[str, Sequence[Change]],
-        judged: Sequence[Judged],
+        planes: Mapping[tuple[str, str], Planes],
         undone: Mapping[tuple[str, str], Mapping[str, Any]],
     ) -> None:
         """The diff: files and live values, before and after; a secret file is named only."""
@@ -436,6 +501,10 @@ class _Run:
         images += [(path, self.ledger.original(path)) for path in removed]
         for path, image in sorted(images, key=lambda found: found[0]):
             now = self._on_disk(path)
+            if path in removed and self._is_edited(path, now):
+                self.report.aside.append(f"{path} was edited since: that version is kept as {ASIDE}{path}")
+            if now == (image and _plain(image)):
+                continue
             secret = (image is not None and image.secret) or self._is_secret(path)
             self.report.diff.append(
                 {
@@ -445,22 +514,24 @@ class _Run:
                     "after": "(another secret)\n" if secret and image else _show(image),
                 }
             )
-        live = {one.setting.key: one.planes.live for one in judged}
         for kind_name in kinds.ORDER:
-            both = [*changes.get(kind_name, []), *undo_changes.get(kind_name, [])]
-            if both:
-                before = {change.name: live.get((kind_name, change.name)) for change in both}
-                for change in undo_changes.get(kind_name, []):
-                    before[change.name] = self.observer.kind(kind_name).read([change.name])[change.name].live
+            kind = self.observer.kind(kind_name)
+            after = kind.outcome(undo_changes.get(kind_name, [])) if kind_name in undo_changes else {}
+            after.update(kind.outcome(changes.get(kind_name, [])) if kind_name in changes else {})
+            unread = [name for name in after if (kind_name, name) not in planes]
+            more = kind.read(unread) if unread else {}
+            before = {name: kind.shown(planes.get((kind_name, name)) or more[name]) for name in after}
+            after = {name: value for name, value in after.items() if value != before[name]}
+            if after:
                 self.report.diff.append(
                     {
                         "before_header": f"live {kind_name}",
                         "after_header": f"live {kind_name}",
                         "before": "".join(
-                            f"{name} = {'(absent)' if value is None else value}\n"
-                            for name, value in before.items()
+                            f"{name} = {'(absent)' if before[name] is None else before[name]}\n"
+                            for name in after
                         ),
-                        "after": "".join(f"{change.name} = {change.value}\n" for change in both),
+                        "after": "".join(f"{name} = {value}\n" for name, value in after.items()),
                     }
                 )
         self.report.undone = [
@@ -476,7 +547,25 @@ class _Run:
         ]
 
     def _is_secret(self, path: str) -> bool:
-        return bool((self.ledger.entry("file", path) or {}).get("secret"))
+        """Whether a file is a secret or was one: what stands there may still be the one it held."""
+        if (self.ledger.entry("file", path) or {}).get("secret"):
+            return True
+        return any(
+            (by_kind.get("file", {}).get(path, {}).get("options") or {}).get("secret")
+            for by_kind in self.manifest.owners.values()
+        )
+
+    def _written(self, image: FileImage, path: str) -> str:
+        """The digest by which we know what we wrote; of a secret a keyed one."""
+        secret = image.secret or self._is_secret(path)
+        return keys.digest(self.system, image.content) if secret else store.sha256(image.content)
+
+    def _is_edited(self, path: str, now: FileImage | None) -> bool:
+        """Whether somebody made something else of our file than it was before us."""
+        if now is None or now == self.ledger.original(path):
+            return False
+        known = {store.sha256(now.content), keys.digest(self.system, now.content)}
+        return known.isdisjoint(self.ledger.files[path]["written"])
 
     # changing it
 
@@ -509,25 +598,34 @@ class _Run:
                     "verdict": one.verdict,
                     "run": run,
                 }
-                if one.setting.asked and one.setting.asked.get("secret"):
-                    entry["secret"] = True
-                coupled = self.observer.kind(one.setting.kind).coupled(one.setting.name)
-                if coupled:
-                    entry["coupled"] = coupled
+                self._note_coupled(one.setting, entry)
                 self.ledger.note_setting(*one.setting.key, entry)
             entry["owner"] = one.setting.owner
             self.observer.kind(one.setting.kind).note(one.setting, one.planes, entry)
-        for path, (kind_name, owner, image) in files.items():
+            if one.setting.asked and one.setting.asked.get("secret"):
+                entry["secret"] = True
+        for path, (kind_name, owner, _image) in files.items():
             self.ledger.note_file(path, kind_name, owner, self._on_disk(path))
-            self.ledger.intend(path, owner, store.sha256(image.content))
+        for path, (_kind_name, owner, image) in self.shall.items():
+            # Also of a file that stands as it shall: its owner may be another now.
+            if path in self.ledger.files:
+                self.ledger.intend(path, owner, self._written(image, path))
             folder = os.path.dirname(path)
             while not os.path.isdir(self.system.path(folder)):
                 if folder not in self.ledger.folders:
                     self.ledger.folders.append(folder)
                 folder = os.path.dirname(folder)
         self.ledger.folders.sort()
+        keys.keep(self.system)  # first: the ledger holds digests that it keyed
         self.ledger.save(run)
-        keys.keep(self.system)
+
+    def _note_coupled(self, setting: Setting, entry: dict[str, Any]) -> None:
+        """What was live of a setting and its twin before us, also where we changed the twin earlier."""
+        for name, value in self.observer.kind(setting.kind).coupled(setting.name).items():
+            twin = self.ledger.entry(setting.kind, name)
+            entry["coupled"] = {name: twin["live"] if twin else value}
+            if twin and setting.name in twin.get("coupled", {}):
+                entry["live"] = twin["coupled"][setting.name]
 
     def _apply(
         self,
@@ -550,13 +648,15 @@ class _Run:
             real = self.system.path(path)
             atomic.make_folders(os.path.dirname(real))
             atomic.write(real, image)
+        # A file that is as it was before us (a run that was cut short, another hand) takes no reload.
+        back = [path for path in removed if self._on_disk(path) != self.ledger.original(path)]
         for path in removed:
             self._give_back(path)
         touched: dict[str, list[str]] = {}
         for path, found in files.items():
             touched.setdefault(found[0], []).append(path)
-        for path, kind_name in removed.items():
-            touched.setdefault(kind_name, []).append(path)
+        for path in back:
+            touched.setdefault(removed[path], []).append(path)
         for kind_name in kinds.ORDER:
             todo = list(changes.get(kind_name, []))
             if kind_name in kinds.RELOADING:
@@ -594,16 +694,17 @@ class _Run:
     def _give_back(self, path: str) -> None:
         """Puts the original of a file back; what somebody made of ours since is kept aside, not lost."""
         real = self.system.path(path)
-        entry, original, now = self.ledger.files[path], self.ledger.original(path), self._on_disk(path)
-        if now is not None and store.sha256(now.content) not in entry["written"] and now != original:
-            aside = f"/var/lib/hosttune/aside{path}"
+        original, now = self.ledger.original(path), self._on_disk(path)
+        if now is not None and self._is_edited(path, now):
+            aside = f"{ASIDE}{path}"
             atomic.make_folders(os.path.dirname(self.system.path(aside)), 0o700)
             atomic.write(self.system.path(aside), replace(now, mode=0o600))
-            self.report.aside.append(f"{path} was edited since: that version is kept as {aside}")
         if original is None:
             atomic.remove(real)
-        else:
+        elif now != original:
             atomic.write(real, original)
+        else:
+            atomic.sweep(real)
         del self.ledger.files[path]
         for folder in sorted(self.ledger.folders, reverse=True):
             if path.startswith(folder + "/"):
@@ -647,13 +748,7 @@ class _Run:
                         f"{one.setting}: wrote '{one.setting.value}', reads back '{now.live}'"
                     )
         for (kind_name, name), was in undone.items():
-            now = planes[kind_name, name]
-            stays = was["live"] is not None and now.has_live and now.live != was["live"]
-            if stays and not now.unsupported and now.needs == "none":
-                self.report.failures.append(
-                    f"{kind_name} {name}: was '{was['live']}' before, still reads '{now.live}' after undo"
-                )
-            else:
+            if self._is_given_back(kind_name, name, was, planes[kind_name, name]):
                 self.ledger.forget_setting(kind_name, name)
         for given in self.report.undone:
             now = planes[given["kind"], given["name"]]
@@ -666,6 +761,25 @@ class _Run:
             self.ledger.settle(path)
         self.ledger.save({**self.request.run, "time": _utc_now()})
         return after
+
+    def _is_given_back(self, kind_name: str, name: str, was: Mapping[str, Any], now: Planes) -> bool:
+        """Whether undo has done its part for a setting; says why where the old value is not back."""
+        if was["live"] is None or not now.has_live or now.live == was["live"]:
+            return True
+        if now.unsupported or now.needs != "none" or self._is_superseded(kind_name, was):
+            return True
+        if now.live is None and kind_name != "file":
+            return True  # its unit or key went with its package
+        winner = now.winner
+        if winner is not None and self.observer.kind(kind_name).same(name, winner.value, now.live or ""):
+            self.report.warnings.append(
+                f"{kind_name} {name}: was '{was['live']}' before, and is '{now.live}': {winner.file} says so"
+            )
+            return True
+        self.report.failures.append(
+            f"{kind_name} {name}: was '{was['live']}' before, still reads '{now.live}' after undo"
+        )
+        return False
 
     def _look_again(self, judged: Sequence[Judged], changes: Mapping[str, Sequence[Change]]) -> None:
         """A value that took and is another one soon after has a second master."""

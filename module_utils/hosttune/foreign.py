@@ -252,6 +252,7 @@ class _Survey:
                 self.system.path(found.target if self.system.exists(found.target) else found.file)
             )
             try:
+                text.encode()
                 finding.settings = [written(self.observer, found.target, text, finding, about)]
             except (UnicodeEncodeError, KeyError):
                 # Kind file holds neither; without settings it cannot be taken over.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import os
 import secrets
 
@@ -10,6 +12,8 @@ from .model import FileImage
 from .system import System
 
 PATH = "/var/lib/hosttune/key"
+#: How the digest of a secret begins.
+KEYED = "hmac-sha256:"
 
 _in_memory: dict[str, bytes] = {}
 
@@ -22,6 +26,11 @@ def host_key(system: System) -> bytes:
             return stream.read()
     except FileNotFoundError:
         return _in_memory.setdefault(path, secrets.token_bytes(32))
+
+
+def digest(system: System, content: bytes) -> str:
+    """The digest of a secret, which cannot be compared with that of a guess without the key."""
+    return KEYED + hmac.new(host_key(system), content, hashlib.sha256).hexdigest()
 
 
 def keep(system: System) -> None:

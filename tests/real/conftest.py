@@ -119,6 +119,28 @@ def _machine(driver: str) -> Machine:
     raise pytest.UsageError(f"{path} has no {driver} host")
 
 
+def play(
+    folder: Path, options: dict[str, Any], *flags: str, keep: bool = False, **more: str
+) -> subprocess.CompletedProcess[str]:
+    """One host_settings task through Ansible itself; the options are in a file, never on a command line."""
+    playbook = folder / "play.yml"
+    playbook.touch(0o600)
+    tasks = [{"host_settings": options}]
+    playbook.write_text(json.dumps([{"hosts": "all", "gather_facts": False, "tasks": tasks}]))
+    environment = {**os.environ, "ANSIBLE_NOCOLOR": "1", **more}
+    if keep:
+        environment |= {"ANSIBLE_KEEP_REMOTE_FILES": "1", "ANSIBLE_PIPELINING": "0"}
+    return subprocess.run(
+        [str(ROOT / ".venv/bin/ansible-playbook"), "-i", os.environ[VARIABLE], str(playbook), *flags],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
 @pytest.fixture(scope="session")
 def machine() -> Machine:
     """The shared container host with the engine on it, as earlier tests left it."""

@@ -1,4 +1,4 @@
-"""A small host in a folder: real files, no commands, and every write of a live value on record."""
+"""Hosts in a folder: real files, at most a few played commands, and every write of a live value on record."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ class FakeHost(System):
         super().__init__(str(root))
         self.folder = root
         self.live_writes: list[str] = []
+        self.commands: list[str] = []
+        self.played: dict[str, dict] = {}
         for name, value in LIVE.items():
             self.put(f"/proc/sys/{name}", value + "\n")
         self.put("/proc/1/environ", "")
@@ -51,7 +53,7 @@ class FakeHost(System):
 
     def apply(self, owners, **more):
         quick = {"lock_wait_seconds": 0.3, "settle_seconds": 0.0}
-        return converge(FakeHost.again(self), Request(owners=owners, **{**quick, **more}))
+        return converge(type(self).again(self), Request(owners=owners, **{**quick, **more}))
 
     @classmethod
     def at(cls, folder: Path) -> FakeHost:
@@ -59,14 +61,16 @@ class FakeHost(System):
         found = cls.__new__(cls)
         System.__init__(found, str(folder))
         found.folder, found.live_writes = folder, []
+        found.commands, found.played = [], {}
         return found
 
     @classmethod
     def again(cls, other: FakeHost) -> FakeHost:
-        """The same folder as a new process sees it; writes stay on the same record."""
+        """The same host as a new process sees it; writes stay on the same record."""
         found = cls.__new__(cls)
         System.__init__(found, other.root)
         found.folder, found.live_writes = other.folder, other.live_writes
+        found.commands, found.played = other.commands, other.played
         return found
 
     def snapshot(self, times: bool = False, below: tuple[str, ...] = ("etc", "proc")) -> dict[str, tuple]:
@@ -87,6 +91,167 @@ class FakeHost(System):
                         (*entry, about.st_mtime_ns) if times else entry
                     )
         return found
+
+
+PAIRS = {
+    "vm/dirty_bytes": "vm/dirty_ratio",
+    "vm/dirty_ratio": "vm/dirty_bytes",
+    "vm/dirty_background_bytes": "vm/dirty_background_ratio",
+    "vm/dirty_background_ratio": "vm/dirty_background_bytes",
+}
+#: Values that systemd has where no file says anything.
+DEFAULTS = {
+    "manager": {"DefaultTasksMax": "4915", "DefaultLimitNOFILE": "1024:524288"},
+    "app.service": {"LimitNOFILE": "1024:524288", "TasksMax": "4915", "OOMScoreAdjust": "0"},
+}
+_FLAGS = ("noatime", "relatime", "nosuid", "nodev", "noexec", "nodiratime")
+
+
+class FullHost(FakeHost):
+    """The small host with more of a real one: keys that zero each other, /sys, modules, a mount, and what of
+    systemctl, modprobe and mount the engine uses. `played` is what systemd and its units have now;
+    commands that change something are on record in `commands`."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        for name, value in {
+            "vm/dirty_ratio": "20",
+            "vm/dirty_bytes": "0",
+            "vm/dirty_background_ratio": "10",
+            "vm/dirty_background_bytes": "0",
+            "kernel/numa_balancing": "1",
+            "kernel/osrelease": "6.1.0-fake",
+        }.items():
+            self.put(f"/proc/sys/{name}", value + "\n")
+        self.put("/sys/kernel/mm/transparent_hugepage/enabled", "[always] madvise never\n")
+        self.put("/sys/kernel/mm/ksm/run", "0\n")
+        self.put("/lib/modules/6.1.0-fake/modules.dep", "kernel/net/tcp_bbr.ko:\nkernel/drivers/floppy.ko:\n")
+        for module in ("floppy", "ext4"):
+            (root / "sys/module" / module).mkdir(parents=True)
+        self.put(
+            "/etc/fstab", "# disks\n/dev/a / ext4 defaults 0 1\n/dev/b  /data  ext4  relatime,nosuid 0 2\n"
+        )
+        self.put(
+            "/proc/self/mountinfo",
+            "1 0 8:1 / / rw,relatime - ext4 /dev/a rw\n2 1 8:2 / /data rw,nosuid,relatime - ext4 /dev/b rw\n",
+        )
+        self.put("/usr/lib/systemd/system/app.service", "[Service]\nExecStart=/bin/app\nTasksMax=100\n")
+        (root / "run/systemd/system").mkdir(parents=True)
+        self.played["services"] = {"app.service": {"UnitFileState": "disabled", "ActiveState": "inactive"}}
+        self._load()
+
+    # the kernel
+
+    def write_value(self, path: str, value: str) -> None:
+        key = path.removeprefix("/proc/sys/")
+        if key.endswith("_bytes") and key in PAIRS and value == "0":
+            self.live_writes.append(path)
+            raise OSError(22, "Invalid argument", path)
+        now = self.text(path)
+        offered = now.replace("[", "").replace("]", "").split()
+        if "[" in now:
+            value = " ".join(f"[{one}]" if one == value else one for one in offered)
+        super().write_value(path, value)
+        if key in PAIRS and now.strip() != value:
+            self.put(f"/proc/sys/{PAIRS[key]}", "0\n")
+
+    # commands
+
+    def run(self, *argv: str, stdin: str = "", timeout: float = 120.0) -> Ran:
+        if argv[:2] == ("systemctl", "show"):
+            return self._show(argv[2:])
+        if argv[0] not in ("systemctl", "modprobe", "mount"):
+            return super().run(*argv)
+        if argv[1] == "is-enabled":
+            units = [self.played["services"].get(unit) for unit in argv[argv.index("--") + 1 :]]
+            states = [unit["UnitFileState"] for unit in units if unit is not None]
+            return Ran(len(units) - len(states), "".join(f"{state}\n" for state in states), "")
+        self.commands.append(" ".join(argv))
+        if argv[0] == "modprobe":
+            os.rmdir(self.path(f"/sys/module/{argv[-1]}")) if "-r" in argv else os.mkdir(
+                self.path(f"/sys/module/{argv[-1]}")
+            )
+        elif argv[0] == "mount":
+            self._remount(argv[argv.index("-o") + 1].split(","), argv[-1])
+        elif argv[1].startswith("daemon-re"):
+            self._load()
+        else:
+            self._control(argv[1], argv[-1])
+        return Ran(0, "", "")
+
+    def _remount(self, options: list[str], point: str) -> None:
+        """Flags that are not named are cleared, as mount(2) does."""
+        flags = [one for one in options if one in _FLAGS]
+        if not {"noatime", "relatime"} & set(flags):
+            flags.append("relatime")
+        lazy = "rw,lazytime" if "lazytime" in options else "rw"
+        rows = self.text("/proc/self/mountinfo").split("\n")
+        for number, row in enumerate(rows):
+            fields = row.split(" ")
+            if len(fields) > 4 and fields[4] == point:
+                rows[number] = " ".join((*fields[:5], ",".join(("rw", *flags)), "- ext4 /dev/b", lazy))
+        self.put("/proc/self/mountinfo", "\n".join(rows))
+
+    def _control(self, verb: str, unit: str) -> None:
+        states = {"enable": "enabled", "disable": "disabled", "mask": "masked", "unmask": "disabled"}
+        runs = {"start": "active", "stop": "inactive"}
+        if verb in states:
+            self.played["services"][unit]["UnitFileState"] = states[verb]
+        else:
+            self.played["services"][unit]["ActiveState"] = runs[verb]
+
+    def _on_disk(self, what: str) -> dict[str, str]:
+        folders = [f"/usr/lib/systemd/system/{what}.d", f"/etc/systemd/system/{what}.d"]
+        files = ["/usr/lib/systemd/system/app.service"]
+        if what == "manager":
+            folders, files = ["/etc/systemd/system.conf.d"], []
+        dropins = {
+            name: folder for folder in folders for name in self.names(folder) if name.endswith(".conf")
+        }
+        files += [f"{dropins[name]}/{name}" for name in sorted(dropins)]
+        found = dict(DEFAULTS[what])
+        for file in files:
+            for line in self.text(file).splitlines():
+                name, equals, value = line.partition("=")
+                if equals and name in found:
+                    found[name] = value
+        return found
+
+    def _load(self) -> None:
+        for what in DEFAULTS:
+            self.played[what] = self._on_disk(what)
+
+    def _show(self, words: tuple[str, ...]) -> Ran:
+        asked = next(word for word in words if word.startswith("--property=")).partition("=")[2].split(",")
+        if "--" not in words:
+            about = {"Version": "252", **_with_soft(self.played["manager"])}
+            return Ran(0, "".join(f"{name}={about[name]}\n" for name in asked if name in about), "")
+        blocks = []
+        for unit in words[words.index("--") + 1 :]:
+            about = {"Id": unit, "LoadState": "not-found", "ActiveState": "inactive", "UnitFileState": ""}
+            if unit == "app.service":
+                about |= {
+                    "LoadState": "loaded",
+                    "Names": unit,
+                    "MainPID": "0",
+                    **self.played["services"][unit],
+                }
+                about["NeedDaemonReload"] = "no" if self._on_disk(unit) == self.played[unit] else "yes"
+                about |= _with_soft(self.played[unit])
+            blocks.append("".join(f"{name}={about[name]}\n" for name in asked if name in about))
+        return Ran(0, "\n".join(blocks), "")
+
+
+def _with_soft(values: dict[str, str]) -> dict[str, str]:
+    """Limits as two properties, as systemd shows them."""
+    found = {}
+    for name, value in values.items():
+        soft, colon, hard = value.partition(":")
+        if "Limit" in name:
+            found[f"{name}Soft"], found[name] = soft, hard if colon else soft
+        else:
+            found[name] = value
+    return found
 
 
 def as_root(monkeypatch) -> None:

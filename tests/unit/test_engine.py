@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import sys
@@ -10,8 +11,9 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
-from fake_host import FakeHost, as_root
+from fake_host import FakeHost, FullHost, as_root
 from hosttune import drift, engine, lock, store, waivers
+from hosttune.kinds.sysctl import SysctlKind
 from hosttune.model import Refusal
 
 SECRET = "hunter2-of-the-exchange"  # noqa: S105 - looked for in every output
@@ -452,3 +454,79 @@ def test_an_ordinary_user_is_refused(host, monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(Refusal, match="root only"):
         host.apply(OWNERS)
+
+
+def test_a_line_of_ours_stays_while_its_key_cannot_be_judged(host):
+    host.apply(OWNERS)
+    lines = host.text("/etc/sysctl.d/60-hosttune-kernel.conf")
+    os.chmod(host.path("/proc/sys/vm/swappiness"), 0o444)
+    assert not host.apply(OWNERS, check=True).changed
+    host.put("/proc/sys/net/core/somaxconn", "1\n")
+    done = host.apply(OWNERS)
+    assert verdicts(done)["sysctl", "vm.swappiness"] == "unsupported"
+    assert host.text("/etc/sysctl.d/60-hosttune-kernel.conf") == lines
+    os.chmod(host.path("/proc/sys/vm/swappiness"), 0o644)
+    assert not host.apply(OWNERS).changed
+
+
+def test_undo_takes_our_file_away_also_where_one_of_its_keys_is_gone(host):
+    host.apply(OWNERS)
+    os.unlink(host.path("/proc/sys/vm/swappiness"))
+    host.apply({}, present=False)
+    assert not host.exists("/etc/sysctl.d/60-hosttune-kernel.conf")
+
+
+def test_a_file_that_moves_to_another_owner_is_undone_with_that_one(host):
+    file = {"/etc/app/app.conf": {"content": "tuned\n"}}
+    host.apply({"app": {"file": file}})
+    assert host.apply({"other": {"file": file}}).diff == []
+    host.apply({"app": {}}, present=False)
+    assert host.text("/etc/app/app.conf") == "tuned\n"
+    host.apply({"other": {}}, present=False)
+    assert host.text("/etc/app/app.conf") == "as the vendor ships it\n"
+
+
+def test_what_the_kernel_took_instead_of_one_value_is_not_held_against_another(host, monkeypatch):
+    write = FakeHost.write_value
+    monkeypatch.setattr(
+        FakeHost, "write_value", lambda self, path, value: write(self, path, str(int(value) // 10 * 10))
+    )
+    monkeypatch.setattr(SysctlKind, "clamps", lambda *_args: "tens only")
+    done = host.apply({"kernel": {"sysctl": {"vm.swappiness": "15"}}})
+    assert verdicts(done)["sysctl", "vm.swappiness"] == "clamped"
+    assert not host.apply({"kernel": {"sysctl": {"vm.swappiness": "15"}}}).changed
+    host.live_writes.clear()
+    done = host.apply({"kernel": {"sysctl": {"vm.swappiness": "35"}}})
+    assert host.text("/proc/sys/vm/swappiness") == "30\n"
+    assert verdicts(done)["sysctl", "vm.swappiness"] == "clamped"
+    assert len(host.live_writes) == 1
+
+
+def test_another_spelling_of_a_name_is_the_same_setting(host):
+    host.apply({"kernel": {"sysctl": {"vm.swappiness": "10"}}})
+    host.live_writes.clear()
+    done = host.apply({"kernel": {"sysctl": {"vm/swappiness": "10"}}})
+    assert verdicts(done) == {("sysctl", "vm/swappiness"): "in_sync"}
+    assert (done.undone, host.live_writes) == ([], [])
+    assert host.text("/etc/sysctl.d/60-hosttune-kernel.conf").endswith("\nvm/swappiness = 10\n")
+    assert not host.apply({"kernel": {"sysctl": {"vm/swappiness": "10"}}}).changed
+    host.apply({}, present=False)
+    assert host.text("/proc/sys/vm/swappiness") == "60\n"
+    assert not host.exists("/etc/sysctl.d/60-hosttune-kernel.conf")
+
+
+def test_keys_that_zero_each_other_are_undone_to_what_was_before_both(tmp_path, monkeypatch):
+    as_root(monkeypatch)
+    ratio, in_bytes = "vm.dirty_ratio", "vm.dirty_bytes"
+    steps = [{ratio: "10"}, {in_bytes: "1048576"}, {ratio: "30"}, {ratio: "10", in_bytes: "0"}]
+    for number, order in enumerate(itertools.permutations(steps, 3)):
+        host = FullHost(tmp_path / str(number))
+        for wanted in order:
+            host.live_writes.clear()
+            done = host.apply({"kernel": {"sysctl": wanted}})
+            assert not done.failures, order
+            assert len(host.live_writes) <= 1, order
+            assert {name: host.text(f"/proc/sys/vm/{name[3:]}").strip() for name in wanted} == wanted, order
+        host.apply({}, present=False)
+        assert host.text("/proc/sys/vm/dirty_ratio") == "20\n", order
+        assert host.text("/proc/sys/vm/dirty_bytes") == "0\n", order

@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import sys
+import traceback
 
 import pytest
 from fake_host import FakeHost, as_root
@@ -78,6 +79,8 @@ def killed(number, work):
             kill_at(number)
             work()
             status = 0
+        except BaseException:
+            os.write(2, traceback.format_exc().encode())
         finally:
             os._exit(status)
     _pid, status = os.waitpid(child, 0)

@@ -9,7 +9,6 @@ from tempfile import TemporaryDirectory
 import pytest
 from fake_host import FakeHost, as_root
 from hosttune import dpkg, foreign, foreign_files, foreign_programs, tuned
-from hosttune.engine import Request, converge
 from hosttune.model import Definition, Planes, Refusal, Setting
 from hosttune.observe import Observer
 from hosttune.store import Ledger
@@ -41,9 +40,6 @@ class Host(FakeHost):
         found.effects, found.seen = other.effects, other.seen
         return found
 
-    def apply(self, owners, **more):
-        return converge(Host.again(self), Request(owners=owners, lock_wait_seconds=0.3, **more))
-
     def unit(self, name: str, boot: str = "enabled", run: str = "active") -> None:
         self.put(f"/usr/lib/systemd/system/{name}", "[Service]\nExecStart=/bin/true\n")
         self.units[name] = [boot, run]
@@ -62,6 +58,9 @@ class Host(FakeHost):
         names = argv[argv.index("--") + 1 :]
         if argv[1] == "show":
             return Ran(0, "\n".join(self._block(name) for name in names), "")
+        if argv[1] == "is-enabled":
+            known = [self.units[name][0] for name in names if name in self.units]
+            return Ran(len(names) - len(known), "".join(f"{state}\n" for state in known), "")
         verb, name = argv[1], names[0]
         self.told.append(f"{verb} {name}")
         for path, value in self.effects.get(f"{verb} {name}", {}).items():

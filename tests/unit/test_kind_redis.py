@@ -283,14 +283,14 @@ def test_persisted_by_our_file_read_back_from_a_stopped_server(short):
     ((path, image),) = kind.render("redis", settings).items()
     assert (path, image.mode, image.uid) == (OURS, 0o640, 0)
     write(short, {path: image.content.decode()})
-    for file, edited in kind.edits(settings, {}).items():
+    for file, edited in kind.edits(settings, {}, {}).items():
         write(short, {file: edited.content.decode()})
     assert (short / CONF[1:]).read_text() == f"{DEBIAN}include {OURS}\n"
     for one in settings:
         assert judge(kind, one) == ("in_sync", "redis-server.service is not running")
     assert kind.read(["server/maxmemory"])["server/maxmemory"].overridden[0].value == "1mb"
     undone = {one.name: {"owner": "redis"} for one in settings}
-    assert kind.edits([], undone)[CONF].content.decode() == DEBIAN
+    assert kind.edits([], undone, {})[CONF].content.decode() == DEBIAN
     (short / OURS[1:]).unlink()
     assert "no start" in kind.read(["server/maxmemory"])["server/maxmemory"].winner.value
     kind.check(settings, {})  # our own missing file is ours to mend

@@ -32,6 +32,10 @@ class Kind:
         """The value from the inventory as the system would print it; raises Refusal."""
         return as_text(self.name, name, value)
 
+    def canonical(self, name: str) -> str:
+        """One spelling for all that name the same setting."""
+        return name
+
     def check(self, settings: Sequence[Setting], packages: Mapping[str, Sequence[str]]) -> None:
         """Refuses names and values that cannot be; raises Refusal. `packages`: owner -> still missing ones.
 
@@ -127,6 +131,18 @@ class Kind:
     def coupled(self, name: str) -> dict[str, str]:
         """Live values of other names that writing this one changes: undo has to give those back instead."""
         return {}
+
+    def reaches(self, name: str, planes: Planes) -> bool:
+        """Whether another value becomes live in this call, without a restart or a reboot."""
+        return planes.needs in ("none", "reload")
+
+    def shown(self, planes: Planes) -> str | None:
+        """What a diff of live values shows of a setting; `outcome` is in the same words."""
+        return planes.live
+
+    def outcome(self, changes: Sequence[Change]) -> dict[str, str]:
+        """The live values that `activate` brings about by name, also of names nobody asked for."""
+        return {change.name: change.value for change in changes}
 
     def activate(self, changes: Sequence[Change], files: Iterable[str]) -> dict[str, str]:
         """Makes values live. `files` are the managed files of this kind just written or removed.

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import grp
 import hashlib
-import hmac
 import os
 import pwd
 import re
@@ -33,12 +32,11 @@ class FileKind(Kind):
         super().__init__(system)
         self.systemd = Systemd(system)
         self._asked: dict[str, dict[str, Any]] = {}
+        #: files that the manifest knows as secret, whatever is asked of them now
+        self._were_secret: set[str] = set()
 
     def text(self, name: str, value: Any) -> str:
         thing = f"file {name}"
-        if isinstance(value, str):
-            # A manifest or ledger holds the text form alone.
-            return value
         if not isinstance(value, dict) or not isinstance(value.get("content"), str):
             raise Refusal(
                 "has no content", thing=thing, remedy="Give a dict with content, mode, owner and group"
@@ -63,8 +61,14 @@ class FileKind(Kind):
                 thing=thing,
                 remedy="Give the whole path, without '..' and double slashes",
             )
+        if value.get("secret") and int(mode, 8) & 0o007:
+            raise Refusal(
+                f"is secret, and mode {mode} leaves it to everybody",
+                thing=thing,
+                remedy='Give a mode that ends in 0, such as "0600", or "0640" with a group',
+            )
         self._asked[name] = value
-        digest = self._digest(name, value["content"].encode())
+        digest = self._digest(name, _encoded(thing, value["content"]))
         return f"{digest} {int(mode, 8):04o} {value.get('owner', 'root')}:{value.get('group', 'root')}"
 
     def check(self, settings: Sequence[Setting], packages: Mapping[str, Sequence[str]]) -> None:
@@ -87,11 +91,20 @@ class FileKind(Kind):
     def _digest(self, name: str, content: bytes) -> str:
         asked = self._asked.get(name, {})
         if asked.get("secret"):
-            return "hmac-sha256:" + hmac.new(keys.host_key(self.system), content, hashlib.sha256).hexdigest()
+            return keys.digest(self.system, content)
         return "sha256:" + hashlib.sha256(content).hexdigest()
+
+    def _digest_there(self, name: str, content: bytes) -> str:
+        """The digest of what stands at a path; keyed too where it may be the secret that the file held."""
+        asked = self._asked.get(name, {}).get("content")
+        if name in self._were_secret and (asked is None or asked.encode() != content):
+            return keys.digest(self.system, content)
+        return self._digest(name, content)
 
     def recall(self, setting: Setting) -> None:
         self._asked[setting.name] = dict(setting.asked or {})
+        if self._asked[setting.name].get("secret"):
+            self._were_secret.add(setting.name)
 
     def options(self, setting: Setting) -> dict[str, Any] | None:
         asked = self._asked.get(setting.name, {})
@@ -129,7 +142,8 @@ class FileKind(Kind):
             return planes
         if image is None:
             return planes
-        text = f"{self._digest(name, image.content)} {image.mode:04o} {_user(image.uid)}:{_group(image.gid)}"
+        digest = self._digest_there(name, image.content)
+        text = f"{digest} {image.mode:04o} {_user(image.uid)}:{_group(image.gid)}"
         planes.definitions = [Definition(text, name)]
         for unit in self._restarts(name):
             started = self.systemd.seconds(units.get(unit, {}).get("ExecMainStartTimestamp", ""))
@@ -189,6 +203,18 @@ class FileKind(Kind):
             if unit and done[unit]:
                 failed[path] = done[unit]
         return failed
+
+
+def _encoded(thing: str, content: str) -> bytes:
+    """The bytes of a file; what cannot be encoded is not quoted, it may be part of a secret."""
+    try:
+        return content.encode()
+    except UnicodeEncodeError as error:
+        raise Refusal(
+            f"character {error.start + 1} cannot be written as UTF-8",
+            thing=thing,
+            remedy="Correct the content in the inventory",
+        ) from None
 
 
 def _user(uid: int) -> str:

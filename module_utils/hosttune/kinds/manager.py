@@ -227,6 +227,9 @@ class ManagerKind(Kind):
 
     # the live plane
 
+    def reaches(self, name: str, planes: Planes) -> bool:
+        return name not in _AT_BOOT and super().reaches(name, planes)
+
     def activate(self, changes: Sequence[Change], files: Iterable[str]) -> dict[str, str]:
         """One daemon-reexec; a daemon-reload would not take up TimerSlackNSec."""
         if not changes and not list(files):

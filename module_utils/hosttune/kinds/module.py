@@ -155,6 +155,9 @@ class ModuleKind(Kind):
     def recall(self, setting: Setting) -> None:
         self._asked[setting.name] = setting.value
 
+    def canonical(self, name: str) -> str:
+        return normal(name)
+
     def check(self, settings: Sequence[Setting], packages: Mapping[str, Sequence[str]]) -> None:
         seen: dict[str, Setting] = {}
         for setting in settings:

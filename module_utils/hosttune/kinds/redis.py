@@ -307,7 +307,10 @@ class RedisKind(Kind):
         return "".join(map(_written, settings))
 
     def edits(
-        self, settings: Sequence[Setting], undone: Mapping[str, Mapping[str, Any]]
+        self,
+        settings: Sequence[Setting],
+        undone: Mapping[str, Mapping[str, Any]],
+        before: Mapping[str, Mapping[str, Any]],
     ) -> dict[str, FileImage]:
         """The servers' own files with an `include` line for each owner that has settings."""
         wanted: dict[str, dict[str, set[str]]] = {}

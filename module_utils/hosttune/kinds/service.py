@@ -184,6 +184,17 @@ class ServiceKind(Kind):
 
     # the live plane
 
+    def shown(self, planes: Planes) -> str | None:
+        return f"{planes.winner.value if planes.winner else 'static'} {planes.live or 'inactive'}"
+
+    def outcome(self, changes: Sequence[Change]) -> dict[str, str]:
+        now = self.read([change.name for change in changes])
+        found = {}
+        for change in changes:
+            words = (self.shown(now[change.name]) or "").split()
+            found[change.name] = " ".join(asked or word for asked, word in zip(_asked(change), words))
+        return found
+
     def activate(self, changes: Sequence[Change], files: Iterable[str]) -> dict[str, str]:
         """What differs only: stops, then makes or removes the links, then starts."""
         if not changes:

@@ -42,6 +42,8 @@ ZEROING_PAIRS = (
     ("vm.dirty_background_ratio", "vm.dirty_background_bytes"),
 )
 
+TWINS = {**dict(ZEROING_PAIRS), **{second: first for first, second in ZEROING_PAIRS}}
+
 #: Real keys that not every kernel has: absent ones are `unsupported`, not a mistake in the name.
 CONDITIONAL = {
     "kernel.nmi_watchdog": "the kernel was built without the hard-lockup detector",
@@ -132,6 +134,9 @@ class SysctlKind(Kind):
         if self.system.exists("/proc/sys/net/core/dev_weight"):
             return "network namespace shared with the machine"
         return ""
+
+    def canonical(self, name: str) -> str:
+        return to_path(name)
 
     def check(self, settings: Sequence[Setting], packages: Mapping[str, Sequence[str]]) -> None:
         seen: dict[str, Setting] = {}
@@ -322,23 +327,45 @@ class SysctlKind(Kind):
 
     def coupled(self, name: str) -> dict[str, str]:
         """Of vm.dirty_bytes and its kin the twin: the kernel refuses their 0, only the twin brings it."""
-        twins = {**dict(ZEROING_PAIRS), **{second: first for first, second in ZEROING_PAIRS}}
-        if name not in twins:
+        if name not in TWINS:
             return {}
-        return {twins[name]: self.system.read_value(f"/proc/sys/{to_path(twins[name])}")}
+        try:
+            return {TWINS[name]: self.system.read_value(f"/proc/sys/{to_path(TWINS[name])}")}
+        except OSError:
+            return {}  # a key without its twin zeroes nothing
+
+    def outcome(self, changes: Sequence[Change]) -> dict[str, str]:
+        found = {change.name: change.value for change in changes}
+        for _change, name, value in _writes(changes):
+            found[name] = value
+            if value != "0":
+                found.update(dict.fromkeys(self.coupled(name), "0"))
+        return found
 
     def activate(self, changes: Sequence[Change], files: Iterable[str]) -> dict[str, str]:
         failed = {}
-        for change in _in_order(changes):
-            name, value = change.name, change.value
-            coupled = change.asked.get("coupled") if change.undo and value == "0" else None
-            if coupled:
-                ((name, value),) = coupled.items()
+        for change, name, value in _writes(changes):
             try:
                 self.system.write_value(f"/proc/sys/{to_path(name)}", value)
             except OSError as error:
                 failed[change.name] = f"the kernel refused '{change.value}': {error.strerror}"
         return failed
+
+
+def _writes(changes: Sequence[Change]) -> list[tuple[Change, str, str]]:
+    """What is written, in order: the change that it is for, key and value.
+
+    The zero of a key whose twin is written is not: the twin brings it, and the kernel refuses some.
+    """
+    found = []
+    brought = {TWINS[one.name] for one in changes if one.name in TWINS and one.value != "0"}
+    for change in _in_order(changes):
+        if change.value == "0" and change.name in brought:
+            continue
+        coupled = change.asked.get("coupled") if change.undo and change.value == "0" else None
+        name, value = next(iter(coupled.items())) if coupled else (change.name, change.value)
+        found.append((change, name, value))
+    return found
 
 
 def _in_order(changes: Sequence[Change]) -> list[Change]:

@@ -92,6 +92,9 @@ class SysfsKind(Kind):
 
     # names and values
 
+    def canonical(self, name: str) -> str:
+        return short(name)
+
     def check(self, settings: Sequence[Setting], packages: Mapping[str, Sequence[str]]) -> None:
         seen: dict[str, Setting] = {}
         for setting in settings:

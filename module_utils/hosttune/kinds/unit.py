@@ -627,6 +627,10 @@ class UnitKind(Kind):
 
     # the live plane
 
+    def reaches(self, name: str, planes: Planes) -> bool:
+        """What is loaded follows the files; a restart is what the process may wait for."""
+        return super().reaches(name, planes) or agrees(self, name, planes)
+
     def activate(self, changes: Sequence[Change], files: Iterable[str]) -> dict[str, str]:
         """One daemon-reload for all files; the processes that run are left alone."""
         touched = list(files)
