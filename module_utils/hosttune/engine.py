@@ -299,7 +299,7 @@ class _Run:
                 winner is None or not kind.same(setting.name, setting.value, winner.value)
             )
             without_file = kind.managed_file(setting.owner, setting.name) is None and persisted_wrong
-            if (live_wrong and now.needs in ("none", "reload")) or without_file:
+            if (live_wrong and now.needs in ("none", "reload")) or without_file or now.stale:
                 found.setdefault(setting.kind, []).append(Change(setting.name, setting.value, setting.asked))
         return found
 
@@ -309,7 +309,11 @@ class _Run:
         found: dict[str, list[Change]] = {}
         for (kind_name, name), entry in undone.items():
             now = planes[kind_name, name]
-            if now.unsupported or now.unknown or entry["live"] is None or not now.has_live:
+            if now.unsupported or now.unknown:
+                continue
+            if now.stale:
+                found.setdefault(kind_name, []).append(Change(name, entry["live"] or "", entry, undo=True))
+            if now.stale or entry["live"] is None or not now.has_live:
                 continue
             winner = now.winner
             persisted = winner.value if winner else None
@@ -524,7 +528,9 @@ class _Run:
         for (kind_name, name), was in undone.items():
             now = planes[kind_name, name]
             stays = was["live"] is not None and now.has_live and now.live != was["live"]
-            if stays and not now.unsupported and now.needs == "none":
+            if now.stale and not now.unknown and not now.unsupported:
+                self.report.failures.append(f"{kind_name} {name}: was removed, but {now.where}")
+            elif stays and not now.unsupported and now.needs == "none":
                 self.report.failures.append(
                     f"{kind_name} {name}: was '{was['live']}' before, still reads '{now.live}' after undo"
                 )

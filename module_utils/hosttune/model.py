@@ -75,6 +75,10 @@ class Planes:
     unsupported: str = ""
     #: what it takes until a persisted value is live
     needs: str = "none"
+    #: what the next boot reads was not made yet from the files that say so: `activate` makes it
+    stale: bool = False
+    #: said of the persisted value instead of "FILE:LINE says VALUE"
+    where: str = ""
     #: said beside the verdict whatever it is
     note: str = ""
 

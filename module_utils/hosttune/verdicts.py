@@ -48,7 +48,7 @@ def judge(
     clamped = not live_right and clamped_to is not None and planes.live == clamped_to
     persisted_right = not planes.has_persisted or (winner is not None and same(desired, winner.value))
     place = f"{winner.file}:{winner.line}" if winner and winner.line else winner.file if winner else ""
-    where = f"{place} says {winner.value}" if winner else "nothing on disk says so"
+    where = planes.where or (f"{place} says {winner.value}" if winner else "nothing on disk says so")
     if not live_right and not clamped:
         live = "absent" if planes.live is None else planes.live
         if not persisted_right:
