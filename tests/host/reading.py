@@ -137,10 +137,13 @@ class Reader:
         """The words of the running kernel, of each entry of the menu, and of what sh makes of its sources."""
         fragments = '"$x"; done; printf "%s" "$GRUB_CMDLINE_LINUX $GRUB_CMDLINE_LINUX_DEFAULT"'
         sources = f". /etc/default/grub; for x in /etc/default/grub.d/*.cfg; do test ! -e $x || . {fragments}"
-        lines = self.run(r"grub-script-check /boot/grub/grub.cfg; grep -E '^\s*linux\s' /boot/grub/grub.cfg")
+        menu = "/boot/grub/grub.cfg"
+        lines = self.run(rf"grub-script-check {menu} && grep -E '^\s*linux\s' {menu}")
         entries = [shlex.split(line) for line in lines.splitlines()]
         found: dict[str, Any] = {
-            f"entry {words[1]}": words for words in entries if not {"single", "recovery"} & set(words)
+            f"entry {number}, {words[1]}": words
+            for number, words in enumerate(entries)
+            if not {"single", "recovery"} & set(words)
         }
         found["the next update-grub"] = shlex.split(self.run(f"sh -c {shlex.quote(sources)}"))
         found["now"] = shlex.split(self.run("cat /proc/cmdline"))
