@@ -43,6 +43,14 @@ options:
   module:
     description: Kernel modules by name, V(loaded) or V(unloaded).
     type: dict
+  boot:
+    description:
+      - "Parameters of the kernel's command line (GRUB) by name: a quoted value, V(true) for a bare flag, or a
+        list of these where the parameter is repeated."
+      - C(hugepages) has one value for each size in C(hugepagesz), and may have one more, first, for the
+        default size.
+      - They are in force after the next boot; nothing here reboots.
+    type: dict
   sysfs:
     description: Values of files below /sys by path.
     type: dict

@@ -430,7 +430,7 @@ class _Run:
             )
             without_file = kind.managed_file(setting.owner, setting.name) is None and persisted_wrong
             sets_live = live_wrong and kind.reaches(setting.name, now) and not now.waits
-            if sets_live or without_file:
+            if sets_live or without_file or now.stale:
                 asked = setting.value if value is None else value
                 change = Change(setting.name, asked, setting.asked, persist_only=bool(now.waits))
                 found.setdefault(setting.kind, []).append(change)
@@ -442,7 +442,11 @@ class _Run:
         found: dict[str, list[Change]] = {}
         for (kind_name, name), entry in undone.items():
             now = planes[kind_name, name]
-            if now.unsupported or now.unknown or entry["live"] is None or not now.has_live:
+            if now.unsupported or now.unknown:
+                continue
+            if now.stale:
+                found.setdefault(kind_name, []).append(Change(name, entry["live"] or "", entry, undo=True))
+            if now.stale or entry["live"] is None or not now.has_live:
                 continue
             if self._is_superseded(kind_name, entry):
                 continue
@@ -764,6 +768,9 @@ class _Run:
 
     def _is_given_back(self, kind_name: str, name: str, was: Mapping[str, Any], now: Planes) -> bool:
         """Whether undo has done its part for a setting; says why where the old value is not back."""
+        if now.stale and not now.unknown and not now.unsupported:
+            self.report.failures.append(f"{kind_name} {name}: was removed, but {now.where}")
+            return False
         if was["live"] is None or not now.has_live or now.live == was["live"]:
             return True
         if now.unsupported or now.needs != "none" or self._is_superseded(kind_name, was):

@@ -84,6 +84,10 @@ class Planes:
     needs: str = "none"
     #: why the live value is left as it is for now: the class of its disruption is not allowed
     waits: str = ""
+    #: what the next boot reads was not made yet from the files that say so: `activate` makes it
+    stale: bool = False
+    #: said of the persisted value instead of "FILE:LINE says VALUE"
+    where: str = ""
     #: said beside the verdict whatever it is
     note: str = ""
 

@@ -50,7 +50,8 @@ def judge(
         not planes.has_persisted or (winner is not None and same(desired, winner.value))
     )
     place = f"{winner.file}:{winner.line}" if winner and winner.line else winner.file if winner else ""
-    where = planes.broken or (f"{place} says {winner.value}" if winner else "nothing on disk says so")
+    where = planes.broken or planes.where
+    where = where or (f"{place} says {winner.value}" if winner else "nothing on disk says so")
     if not live_right and not clamped:
         live = "absent" if planes.live is None else planes.live
         if not persisted_right:

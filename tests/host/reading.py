@@ -133,6 +133,31 @@ class Reader:
     def _check_module(self, name: str, wanted: str) -> None:
         assert self.reading("module")[name] == wanted
 
+    def _read_boot(self) -> dict[str, Any]:
+        """The words of the running kernel, of each entry of the menu, and of what sh makes of its sources."""
+        fragments = '"$x"; done; printf "%s" "$GRUB_CMDLINE_LINUX $GRUB_CMDLINE_LINUX_DEFAULT"'
+        sources = f". /etc/default/grub; for x in /etc/default/grub.d/*.cfg; do test ! -e $x || . {fragments}"
+        menu = "/boot/grub/grub.cfg"
+        lines = self.run(rf"grub-script-check {menu} && grep -E '^\s*linux\s' {menu}")
+        entries = [shlex.split(line) for line in lines.splitlines()]
+        found: dict[str, Any] = {
+            f"entry {number}, {words[1]}": words
+            for number, words in enumerate(entries)
+            if not {"single", "recovery"} & set(words)
+        }
+        found["the next update-grub"] = shlex.split(self.run(f"sh -c {shlex.quote(sources)}"))
+        found["now"] = shlex.split(self.run("cat /proc/cmdline"))
+        return found
+
+    def _check_boot(self, name: str, wanted: Any) -> None:
+        values = wanted if isinstance(wanted, list) else [wanted]
+        expected = [name if value is True else f"{name}={squeeze(str(value))}" for value in values]
+        for plane, words in self.reading("boot").items():
+            found = [word for word in words if word.split("=")[0].replace("-", "_") == name.replace("-", "_")]
+            if plane == "now" and found[-len(expected) :] != expected:
+                pytest.skip(f"waits for the next boot: the kernel has {' '.join(found) or 'nothing of it'}")
+            assert found[-len(expected) :] == expected, f"{plane}: {' '.join(found) or 'nothing of it'}"
+
     def _read_sysfs(self) -> dict[str, Any]:
         return self._cat({name: f"/sys/{name}" for name in self.names("sysfs")})
 

@@ -277,3 +277,58 @@ def test_postgres_units(monkeypatch, one, other, unit, same):
     from reading import postgres_value
 
     assert (postgres_value(one, unit) == postgres_value(other, unit, bare=True)) is same
+
+
+@pytest.fixture
+def boot_reader(monkeypatch):
+    """The check of kind boot on a host that says these three things."""
+    spec = importlib.util.spec_from_file_location("reading", ROOT / "tests/host/reading.py")
+    reading = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(reading)
+    entry = (
+        "\tlinux\t/boot/vmlinuz-1 root=/dev/vda ro quiet 'dyndbg=file a +p; line 5' isolcpus=2-3 console=tty0"
+    )
+
+    words = "quiet 'dyndbg=file a +p; line 5' isolcpus=2-3 console=tty0"
+    entry = f"\tlinux\t/boot/vmlinuz-1 root=/dev/vda ro {words}"
+
+    class Reader(reading.Reader):
+        def __init__(self):
+            self.declared, self._readings = [], {}
+            self.said = {
+                "/proc/cmdline": f"BOOT_IMAGE=/boot/vmlinuz-1 {words}\n".replace("'", '"'),
+                "/boot/grub/grub.cfg": f"{entry}\n{entry.replace('isolcpus=2-3', 'single')}\n",
+                "/etc/default/grub": words,
+            }
+
+        def run(self, script, *, fails=False):
+            return next(text for path, text in self.said.items() if path in script)
+
+    return Reader()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "right"),
+    [
+        ("isolcpus", "2-3", True),
+        ("quiet", True, True),
+        ("dyndbg", "file a +p; line 5", True),
+        ("console", ["tty0"], True),
+        ("isolcpus", "2", False),
+        ("quiet", "1", False),
+        ("nosmt", True, False),
+        ("console", ["ttyS0", "tty0"], False),
+    ],
+)
+def test_the_command_line_is_asked_of_the_kernel_the_menu_and_its_sources(boot_reader, name, value, right):
+    if right:
+        boot_reader._check_boot(name, value)
+    else:
+        with pytest.raises(AssertionError):
+            boot_reader._check_boot(name, value)
+
+
+def test_a_command_line_that_waits_for_the_boot_is_not_passed(boot_reader):
+    boot_reader.said = {**boot_reader.said, "/proc/cmdline": "quiet"}
+    with pytest.raises(pytest.skip.Exception, match="waits for the next boot"):
+        boot_reader._check_boot("isolcpus", "2-3")

@@ -14,6 +14,7 @@ from .base import Kind
 #: sysctl, fs.nr_open (sysctl) before nofile (limit, unit), files before the units that read them.
 ORDER = (
     "module",
+    "boot",
     "sysctl",
     "sysfs",
     "block",
@@ -28,7 +29,7 @@ ORDER = (
 )
 
 #: Kinds whose live plane follows from their files and one reload; the others write each value.
-RELOADING = frozenset({"limit", "file", "manager", "unit", "postgres"})
+RELOADING = frozenset({"boot", "limit", "file", "manager", "unit", "postgres"})
 
 
 def load(name: str, system: System) -> Kind:
@@ -37,6 +38,10 @@ def load(name: str, system: System) -> Kind:
         from .module import ModuleKind
 
         return ModuleKind(system)
+    if name == "boot":
+        from .boot import BootKind
+
+        return BootKind(system)
     if name == "sysctl":
         from .sysctl import SysctlKind
 

@@ -1,0 +1,498 @@
+"""Kind boot: parameters of the kernel's command line, through GRUB.
+
+A value's text is the parameter's values in order, separated by one blank, each as it stands after `=`: `2-3`,
+`tty0 ttyS0`. A bare flag is `true`, as in the inventory. In double quotes stands what would be misread: a
+value with blanks, an empty one, the value `true` itself, and one that begins with a bracket.
+
+Most parameters take their last word. Of those in EVERY_WORD_COUNTS, and of those asked for as a list, every
+word on the line is the value: the kernel adds them up, or takes the first. `hugepages` counts once after each
+`hugepagesz`, so its text has one part a size, `(none)` for a size without, and what the kernel ignores is
+left out. Dash and underscore are one letter; words after `--` are init's, not the kernel's.
+
+Live is /proc/cmdline. Persisted is what the next boot will read from grub.cfg (see grub.py) and what the
+files below /etc/default make of it at the next kernel update; both must say so. A change needs a reboot.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from .. import atomic, cmdline, grub
+from ..cmdline import Word, normal
+from ..model import Change, Definition, Planes, Refusal, Setting, squeeze
+from ..shell_source import Unfollowed
+from ..system import KERNEL_SHARED, System
+from .base import Kind
+
+#: Not the last word decides: the kernel (or who reads its line) adds them up, or takes the first.
+EVERY_WORD_COUNTS = frozenset(
+    {
+        "acpi_osi", "blkdevparts", "cgroup_disable", "console", "crashkernel", "default_hugepagesz",
+        "dyndbg", "earlycon", "efi", "hugepages", "hugepagesz", "initcall_blacklist", "intel_iommu", "iommu",
+        "isolcpus", "mce", "memmap", "modprobe.blacklist", "modules_load", "netconsole", "nohz_full", "pci",
+        "systemd.mask", "systemd.setenv", "systemd.wants", "tsc", "video",
+    }
+)  # fmt: skip
+
+#: Not ours: the boot loader, the installer and whoever repairs the host write these, and a wrong one is a
+#: host that does not come up.
+FORBIDDEN = frozenset(
+    {
+        "BOOT_IMAGE", "root", "rootflags", "rootfstype", "nfsroot", "ro", "rw", "init", "rdinit", "initrd",
+        "noinitrd", "initrdmem", "break", "boot", "single", "S", "s", "emergency", "rescue", "recovery",
+        "systemd.unit", "rd.systemd.unit", "rd.break",
+    }
+)  # fmt: skip
+
+#: Parameters of tuning, so that a slip of the pen is found: the kernel takes any name and says nothing.
+#: Those that are true need a value: `on` without quotes is the boolean true to YAML, not a bare flag.
+KNOWN = {
+    "amd_iommu": True, "amd_pstate": True, "audit": True, "clocksource": True, "cpuidle.off": True,
+    "default_hugepagesz": True, "hugepages": True, "hugepagesz": True, "hugetlb_free_vmemmap": True,
+    "idle": True, "init_on_alloc": True, "init_on_free": True, "intel_idle.max_cstate": True,
+    "intel_iommu": True, "intel_pstate": True, "iommu": True, "irqaffinity": True, "isolcpus": True,
+    "kthread_cpus": True, "maxcpus": True, "mce": False, "mitigations": True, "nohz": True, "nohz_full": True,
+    "noapic": False, "nolapic": False, "nosmt": False,
+    "nosoftlockup": False, "nowatchdog": False, "nr_cpus": True, "numa_balancing": True, "nmi_watchdog": True,
+    "pcie_aspm": True, "pcie_aspm.policy": True, "preempt": True, "processor.max_cstate": True, "psi": True,
+    "quiet": False, "randomize_kstack_offset": True, "rcu_nocb_poll": False, "rcu_nocbs": False,
+    "skew_tick": True, "split_lock_detect": True, "threadirqs": False, "transparent_hugepage": True,
+    "tsc": True, "workqueue.unbound_cpus": True,
+}  # fmt: skip
+
+#: COMMAND_LINE_SIZE of x86 and arm64 is 2048 with its end: what is longer, the kernel cuts without a word.
+LONGEST_LINE = 2047
+
+_NAME = re.compile(r"(?=.*[A-Za-z_])[A-Za-z0-9_][A-Za-z0-9_.-]*\Z")
+_PRINTABLE = re.compile(r"[ -~]*\Z")
+#: what GRUB's script language takes as it stands
+_PLAIN = re.compile(r"[A-Za-z0-9_./:,=@%+^~!-]+\Z")
+_PART = re.compile(r'"([^"]*)"(?= |\Z)|([^ ]+)')
+ABSENT = "(absent)"
+_NO_PAGES = "(none)"
+
+
+# the text of a value
+
+
+def one_text(value: str | None) -> str:
+    """One value as text; None is a bare flag."""
+    if value is None:
+        return "true"
+    value = squeeze(value)
+    return f'"{value}"' if value in ("", "true") or " " in value or value[0] == "(" else value
+
+
+def to_values(text: str) -> list[str | None]:
+    """The values of a text that one_text() made."""
+    found: list[str | None] = []
+    for quoted, plain in _PART.findall(text):
+        found.append(None if plain == "true" else plain or quoted)
+    return found
+
+
+def effective(name: str, words: Sequence[Word], as_list: bool) -> list[str]:
+    """The texts of the values of a parameter that count, of all words on a line."""
+    mine = [word for word in words if normal(word.name) == normal(name)]
+    if normal(name) in ("hugepages", "hugepagesz"):
+        pairs = _page_pairs(words)
+        if normal(name) == "hugepagesz":
+            return [one_text(size) for size in pairs if size != ""]
+        if not mine:
+            return []
+        return [_NO_PAGES if one is None else one for size, one in pairs.items() if size != "" or one]
+    if not as_list:
+        return [one_text(word.value) for word in mine[-1:]]
+    texts = [one_text(word.value) for word in mine]
+    # The same word twice does what the last of them does.
+    return [text for at, text in enumerate(texts) if text not in texts[at + 1 :]]
+
+
+def _page_pairs(words: Sequence[Word]) -> dict[str | None, str | None]:
+    """Pages by size in the order of the line, '' being the default size (mm/hugetlb.c).
+
+    `hugepages` counts once after a `hugepagesz`; a size given twice keeps what it got first.
+    """
+    pairs: dict[str | None, str | None] = {"": None}
+    size: str | None = ""
+    open_for_pages = True
+    for word in words:
+        if normal(word.name) == "hugepagesz":
+            size = word.value
+            open_for_pages = size not in pairs
+            pairs.setdefault(size, None)
+        elif normal(word.name) == "hugepages" and open_for_pages:
+            pairs[size] = one_text(word.value)
+            open_for_pages = False
+    return pairs
+
+
+class BootKind(Kind):
+    """See the module's docstring."""
+
+    name = "boot"
+    disruption: ClassVar[str] = "reboots"
+
+    def __init__(self, system: System) -> None:
+        super().__init__(system)
+        #: what is asked for, as text, by normal name
+        self._asked: dict[str, str] = {}
+        #: names of this call, which are not undone by it
+        self._wanted: set[str] = set()
+
+    # names and values
+
+    def text(self, name: str, value: Any) -> str:
+        thing = f"boot {name}"
+        if isinstance(value, list):
+            if not value:
+                raise Refusal("its list is empty", thing=thing, remedy="Give values, or leave the name out")
+            texts = [self._one(name, one) for one in value]
+            if len(set(texts)) < len(texts) and normal(name) != "hugepages":
+                raise Refusal("its list names a value twice", thing=thing, remedy="Name each value once")
+        else:
+            texts = [self._one(name, value)]
+        self._asked[normal(name)] = " ".join(texts)
+        return " ".join(texts)
+
+    def _one(self, name: str, value: Any) -> str:
+        thing = f"boot {name}"
+        if value is True:
+            if KNOWN.get(normal(name)):
+                raise Refusal(
+                    "takes a value, and the boolean true is a bare flag",
+                    thing=thing,
+                    remedy='Put the value in quotes: YAML turns on and yes into true, "on" stays a word',
+                )
+            return one_text(None)
+        if value is False:
+            raise Refusal(
+                "the value is the boolean false",
+                thing=thing,
+                remedy='Write "off", "0" or "no" in quotes where the kernel shall read that word. To keep '
+                f"the parameter off the line leave it out here, and remove who adds it: grep -rn {name} "
+                f"{grub.SOURCE} {grub.SOURCES}",
+            )
+        if not isinstance(value, (str, int, float)):
+            raise Refusal(
+                "has no value" if value is None else f"a {type(value).__name__} is no value of it",
+                thing=thing,
+                remedy="Give a quoted value, true for a bare flag, or a list of these",
+            )
+        text = str(value)
+        if not _PRINTABLE.match(text) or any(part in text for part in ('"', "'", "\\", "${")):
+            raise Refusal(
+                "the value has a line break, a quote, a backslash, a '${' or a letter beyond ASCII",
+                thing=thing,
+                remedy="GRUB and the kernel have no way to say it: the kernel knows no escape. A value with "
+                "blanks needs no quotes of its own",
+            )
+        return one_text(text)
+
+    def recall(self, setting: Setting) -> None:
+        self._asked[normal(setting.name)] = setting.value
+
+    def _as_list(self, name: str) -> bool:
+        """Whether every word of this parameter counts, not the last one alone."""
+        return normal(name) in EVERY_WORD_COUNTS or len(to_values(self._asked.get(normal(name), ""))) > 1
+
+    def check(self, settings: Sequence[Setting], packages: Mapping[str, Sequence[str]]) -> None:
+        seen: dict[str, Setting] = {}
+        for setting in settings:
+            self._check_name(setting)
+            other = seen.setdefault(normal(setting.name), setting)
+            if other is not setting:
+                raise Refusal(
+                    f"is the same parameter as {other.name}",
+                    thing=str(setting),
+                    remedy="Dash and underscore are one letter here: name it once, with a list for repeats",
+                )
+        self._wanted = set(seen)
+        self._check_pages(seen.get("hugepagesz"), seen.get("hugepages"))
+
+    def _check_name(self, setting: Setting) -> None:
+        name = normal(setting.name)
+        if not _NAME.match(setting.name):
+            raise Refusal(
+                "is no kernel parameter's name",
+                thing=str(setting),
+                remedy="Give the name alone, such as isolcpus or nvme_core.default_ps_max_latency_us",
+            )
+        if name in {normal(one) for one in FORBIDDEN}:
+            raise Refusal(
+                "decides whether this host comes up at all, and is not a setting",
+                thing=str(setting),
+                remedy=f"Leave it to the boot loader, or change it in {grub.SOURCE} by hand, at a console",
+            )
+        near = difflib.get_close_matches(name, KNOWN, n=1, cutoff=0.9)
+        if near and name not in KNOWN and "." not in name and not self._on_line(name):
+            raise Refusal(
+                "is no kernel parameter that is known here, and very near to one",
+                thing=str(setting),
+                remedy=f"Did you mean {near[0]}?",
+            )
+
+    def _on_line(self, name: str) -> bool:
+        """Whether this kernel was started with a parameter of that name, which proves nothing but a wish."""
+        try:
+            return any(normal(word.name) == name for word in self._live_words())
+        except OSError:
+            return False
+
+    @staticmethod
+    def _check_pages(sizes: Setting | None, pages: Setting | None) -> None:
+        if pages is None:
+            return
+        number = len(to_values(pages.value))
+        wanted = len(to_values(sizes.value)) if sizes else 0
+        if sizes and sizes.owner != pages.owner:
+            raise Refusal(
+                f"belongs to {pages.owner}, but hugepagesz to {sizes.owner}",
+                thing=str(pages),
+                remedy="Let one role declare both: they stand side by side on the line",
+            )
+        if number not in (wanted, wanted + 1):
+            raise Refusal(
+                f"has {number} values for {wanted} sizes in hugepagesz",
+                thing=str(pages),
+                remedy='Give one for each size ("0" for none), and before them one for the default size',
+            )
+
+    # planes
+
+    def read(self, names: Sequence[str]) -> dict[str, Planes]:
+        found = {name: Planes(needs="reboot") for name in names}
+        live = self._live(found)
+        unsupported = self._unsupported()
+        if unsupported:
+            for planes in found.values():
+                planes.unsupported, planes.unknown = unsupported, ""
+            return found
+        try:
+            menu = grub.read_menu(self.system)
+            booted = menu.default.words(menu.file)
+        except OSError as error:
+            return _unknown(found, f"{error.filename or grub.MENU}: {error.strerror}")
+        except Unfollowed as why:
+            return _unknown(found, str(why))
+        try:
+            wanted: grub.Wanted | str = grub.read_wanted(self.system)
+        except OSError as error:
+            wanted = f"{error.filename}: {error.strerror}"
+        except Unfollowed as why:
+            wanted = str(why)
+        if isinstance(wanted, str):
+            return _unknown(found, f"what the next update-grub will write cannot be told: {wanted}")
+        for name, planes in found.items():
+            self._persisted(name, planes, menu, booted, wanted)
+            planes.note = self._note(name, menu, booted, live)
+        return found
+
+    def _live_words(self) -> list[Word]:
+        text = self.system.read("/proc/cmdline")
+        return cmdline.split(text, [("/proc/cmdline", 1)] * len(text))
+
+    def _live(self, found: Mapping[str, Planes]) -> list[Word]:
+        try:
+            words = self._live_words()
+        except OSError as error:
+            _unknown(found, f"/proc/cmdline: {error.strerror}")
+            return []
+        for name, planes in found.items():
+            planes.live = self._value(name, words)
+        return words
+
+    def _unsupported(self) -> str:
+        """Why this host's kernel gets no command line from a GRUB of its own; empty where it does."""
+        system = self.system
+        if system.container:
+            return KERNEL_SHARED
+        if not system.exists(grub.MENU):
+            for folder in ("/boot", "/boot/efi", "/efi"):
+                if system.exists(f"{folder}/loader/loader.conf"):
+                    return f"booted by systemd-boot ({folder}/loader/loader.conf), not by GRUB"
+            return f"not booted by GRUB: no {grub.MENU}"
+        if not any(system.exists(f"{folder}/update-grub") for folder in ("/usr/sbin", "/sbin")):
+            return f"{grub.MENU} is not made on this host: no update-grub"
+        return ""
+
+    def _persisted(
+        self, name: str, planes: Planes, menu: grub.Menu, booted: Sequence[Word], wanted: grub.Wanted
+    ) -> None:
+        next_boot = self._value(name, booted)
+        sourced = self._value(name, wanted.words)
+        line = menu.default.linux[0][0]
+        planes.definitions, planes.where = self._sources(name, wanted, sourced, line)
+        if next_boot == sourced:
+            return
+        asked = self._asked.get(normal(name))
+        # Where the sources are wrong, a new menu would only take from the next boot what it has.
+        planes.stale = normal(name) not in self._wanted or sourced == asked
+        in_menu = Definition(next_boot or ABSENT, grub.MENU, line)
+        in_sources = planes.winner or Definition(ABSENT, grub.SOURCE)
+        place = f"{in_sources.file}:{in_sources.line}" if in_sources.line else in_sources.file
+        planes.where = (
+            f"{grub.MENU}:{line}, which the next boot reads, says {in_menu.value}, and what the next "
+            f"update-grub or kernel update makes it from says {in_sources.value} ({place})"
+        )
+        if planes.winner is None:
+            planes.definitions = [in_sources]
+        # The wrong one of the two has to win; where nothing is asked, what the next boot reads.
+        planes.definitions.insert(0 if next_boot == asked else len(planes.definitions), in_menu)
+
+    def _value(self, name: str, words: Sequence[Word]) -> str | None:
+        """The text of a parameter's value on a line, None where the line has none."""
+        kernels = [word for word in words if not word.for_init]
+        return " ".join(effective(name, kernels, self._as_list(name))) or None
+
+    def _sources(
+        self, name: str, wanted: grub.Wanted, sourced: str | None, menu_line: int
+    ) -> tuple[list[Definition], str]:
+        """Who gives the parameter in the sources, the winner last, and what is to be said of it.
+
+        Where every word counts, those of one file are one definition; where more than one file's add up to
+        another value, that one comes last, as a value of the menu that no single file gives.
+        """
+        standing = [word for word in wanted.words if normal(word.name) == normal(name)]
+        dropped = [(word, by) for word, by in wanted.dropped if normal(word.name) == normal(name)]
+        found = [Definition(one_text(word.value), *word.origin) for word, _by in dropped]
+        late = [word for word in standing if word.for_init]
+        found += [Definition(one_text(word.value), *word.origin) for word in late]
+        standing = [word for word in standing if not word.for_init]
+        if not standing and late:
+            end = next(word for word in wanted.words if word.name == "--").origin
+            where = f"{end[0]}:{end[1]} has --, which ends the kernel's parameters, before it"
+            return [*found, Definition(ABSENT, *end)], where
+        if not standing and dropped:
+            by = dropped[-1][1]
+            return [*found, Definition(ABSENT, *by)], f"{by[0]}:{by[1]} assigns anew and drops it"
+        if not self._as_list(name):
+            return found + [Definition(one_text(word.value), *word.origin) for word in standing], ""
+        parts: list[Definition] = []
+        for word in standing:
+            text = one_text(word.value)
+            if parts and parts[-1].file == word.origin[0]:
+                parts[-1] = replace(parts[-1], value=f"{parts[-1].value} {text}", line=word.origin[1])
+            else:
+                parts.append(Definition(text, *word.origin))
+        if not parts or parts[-1].value == sourced:
+            return found + parts, ""
+        said = ", ".join(f"{part.file}:{part.line} says {part.value}" for part in parts)
+        total = Definition(sourced or ABSENT, grub.MENU, menu_line)
+        return [*found, *parts, total], f"every word of it counts: {said}"
+
+    def _note(self, name: str, menu: grub.Menu, booted: Sequence[Word], live: Sequence[Word]) -> str:
+        notes = []
+        root = [word.value for word in booted if word.name == "root"]
+        mine = self._value(name, booted)
+        lacking = []
+        for entry in menu.all():
+            if entry.recovery or entry.kernel in ("", menu.default.kernel) or len(entry.linux) != 1:
+                continue
+            words = entry.words(menu.file)
+            if [word.value for word in words if word.name == "root"] != root:
+                continue  # another system's
+            if self._value(name, words) != mine and entry.kernel not in lacking:
+                lacking.append(entry.kernel)
+        if lacking:
+            notes.append(f"entries of other kernels say otherwise: {', '.join(lacking)}")
+        if live and not any(word.name == "BOOT_IMAGE" for word in live):
+            notes.append("this boot did not come from GRUB: its command line has no BOOT_IMAGE")
+        return "; ".join(notes)
+
+    # persistence
+
+    def managed_file(self, owner: str, name: str) -> str:
+        return f"{grub.SOURCES}/60-hosttune-{owner}.cfg"
+
+    def body(self, settings: Sequence[Setting]) -> str:
+        values = {normal(setting.name): to_values(setting.value) for setting in settings}
+        words: list[tuple[str, str | None]] = []
+        for setting in settings:
+            name = normal(setting.name)
+            if name == "hugepages" and "hugepagesz" in values:
+                continue
+            if name == "hugepagesz":
+                words += _interleaved(values[name], values.get("hugepages", []))
+            else:
+                words += [(setting.name, value) for value in values[name]]
+        return "".join(f'{grub.VARIABLES[0]}="${{{grub.VARIABLES[0]}}} {_shell(*word)}"\n' for word in words)
+
+    # the live plane
+
+    def activate(self, changes: Sequence[Change], files: Iterable[str]) -> dict[str, str]:
+        """Makes grub.cfg anew beside the old one, looks at it, and only then puts it in its place at once.
+
+        update-grub by itself would write over the old one in pieces: a power cut then leaves half a menu.
+        """
+        real = os.path.realpath(self.system.path(grub.MENU))
+        fresh = f"{real}.hosttune"
+        try:
+            why = self._generate(fresh) or self._install(fresh, real)
+        finally:
+            for path in (fresh, f"{fresh}.new"):
+                if os.path.lexists(path):
+                    os.unlink(path)
+        return {"update-grub": f"{why}; the old {grub.MENU} was kept"} if why else {}
+
+    def _generate(self, fresh: str) -> str:
+        """Why no good menu could be made; empty where one stands in `fresh`."""
+        ended = self.system.run("update-grub", "-o", fresh, timeout=900.0)
+        if not ended.ok:
+            said = ended.err.strip().split("\n")[-3:]
+            return f"ended with status {ended.status}: {' / '.join(said)}"
+        ended = self.system.run("grub-script-check", fresh)
+        if not ended.ok:
+            return f"what it wrote is no GRUB script: {(ended.err or ended.out).strip()}"
+        return ""
+
+    def _install(self, fresh: str, real: str) -> str:
+        """Puts the new menu in place; says why where it must not be."""
+        image, old = atomic.read_image(fresh), atomic.read_image(real)
+        if image is None or old is None:
+            return f"{fresh if image is None else real} is gone"
+        try:
+            menu = grub.read_menu(self.system, fresh.removeprefix(self.system.path("")))
+            words = menu.default.words(menu.file)
+        except Unfollowed as found:
+            return f"what it wrote cannot be followed: {found}"
+        line = f"BOOT_IMAGE={' '.join(menu.default.linux[0][1])}"
+        if len(line) > LONGEST_LINE:
+            return f"the command line is {len(line)} characters long, the kernel cuts it at {LONGEST_LINE}"
+        if not any(word.name == "root" for word in words):
+            return f"its default entry '{menu.default.title}' names no root file system"
+        if image.content != old.content:
+            atomic.write(real, replace(old, content=image.content))
+        return ""
+
+
+def _unknown(found: Mapping[str, Planes], why: str) -> dict[str, Planes]:
+    for planes in found.values():
+        planes.unknown = why
+    return dict(found)
+
+
+def _interleaved(sizes: Sequence[str | None], pages: Sequence[str | None]) -> list[tuple[str, str | None]]:
+    """hugepagesz and hugepages as the kernel reads them: pages after their size, the default size's first."""
+    words: list[tuple[str, str | None]] = []
+    left = list(pages)
+    if len(left) > len(sizes):
+        words.append(("hugepages", left.pop(0)))
+    for at, size in enumerate(sizes):
+        words.append(("hugepagesz", size))
+        if left:
+            words.append(("hugepages", left[at]))
+    return words
+
+
+def _shell(name: str, value: str | None) -> str:
+    """One parameter as GRUB's script has to read it, inside the shell's double quotes."""
+    word = name if value is None else f"{name}={value}"
+    if not _PLAIN.match(word):
+        word = f"'{word}'"
+    return word.replace("$", "\\$").replace("`", "\\`")
