@@ -98,6 +98,7 @@ def declared() -> tuple[Declared, set[tuple[str, str]]]:
     loader = DataLoader()
     facts = {
         "ansible_facts": {"host_topology": example()},
+        "inventory_hostname": "example",
         "ansible_run_tags": ["all"],
         "ansible_skip_tags": [],
     }
