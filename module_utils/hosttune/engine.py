@@ -45,6 +45,8 @@ class Request:
     topology_fingerprint: str = ""
     #: what to do about foreign owners: name or file -> refuse, take_over or leave
     foreign: Mapping[str, str] = field(default_factory=dict)
+    #: with `check`: what stands is told as it is, also where a foreign owner would be refused
+    judge_only: bool = False
     lock_wait_seconds: float = 60.0
     #: how long after a change it is read once more: what another program sets back shows by then
     settle_seconds: float = 1.5
@@ -156,7 +158,8 @@ class _Run:
         ]
         planes = self.observer.read(keys_read)
         wanted = [self._aim(setting, planes[setting.key]) for setting in wanted]
-        wanted, undone = self._settle_foreign(wanted, planes)
+        if not self.request.judge_only:
+            wanted, undone = self._settle_foreign(wanted, planes)
         self.wanted_keys = {one.key for one in wanted}
         self._forget_clamps(wanted)
         for setting in wanted:
@@ -466,9 +469,8 @@ class _Run:
         if kind_name not in kinds.RELOADING:
             return before
         kind = self.observer.kind(kind_name)
-        ours = kind.managed_file(entry["owner"], name)
-        theirs = [one for one in now.definitions if one.file != ours]
-        if ours is None or not theirs or theirs[-1].value == entry["persisted"]["value"]:
+        theirs = [one for one in now.definitions if one.file not in self.ledger.files]
+        if not theirs or theirs[-1].value == entry["persisted"]["value"]:
             return before
         return before if kind.same(name, theirs[-1].value, before) else theirs[-1].value
 

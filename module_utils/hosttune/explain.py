@@ -31,7 +31,7 @@ def explain(system: System, request: engine.Request, asked: str) -> list[dict[st
         "is declared for this host",
         "docs/settings.md lists them all; setting='KIND NAME' names one of several",
     )
-    report = engine.converge(system, replace(request, check=True))
+    report = engine.converge(system, replace(request, check=True, judge_only=True))
     ledger = store.Ledger(system)
     found = []
     for judged in report.settings:

@@ -143,16 +143,22 @@ def test_a_call_that_ansible_refuses_by_its_options_tells_no_secret(host, monkey
     assert SECRET not in everything
 
 
-@pytest.mark.parametrize("where", ["unwritable", "not a file", "surrogate"])
+def test_content_that_is_no_text_is_refused_untold(host):
+    with pytest.raises(Refusal, match="cannot be written as UTF-8") as refusal:
+        host.apply(owners(SECRET + "\udcff"))
+    assert SECRET not in str(refusal.value)
+    assert telling_files(host, SECRET) == set()
+
+
+@pytest.mark.parametrize("where", ["unwritable", "not a file"])
 def test_a_failure_tells_no_secret(host, monkeypatch, where):
     if where == "unwritable":
         monkeypatch.setattr(
             os, "rename", lambda *_args: (_ for _ in ()).throw(OSError(5, "Input/output error"))
         )
-    elif where == "not a file":
+    else:
         os.mkdir(host.path(PATH))
-    content = SECRET + ("\udcff" if where == "surrogate" else "")
-    result, everything = run_module(host, monkeypatch, owners=owners(content))
+    result, everything = run_module(host, monkeypatch, owners=owners())
     assert result["failed"], result
     assert SECRET not in everything
     assert telling_files(host, SECRET) == set()
