@@ -130,6 +130,8 @@ class _Run:
         self.aimed: dict[tuple[str, str], str] = {}
         #: why what runs is left as it is for now
         self.waiting: dict[tuple[str, str], str] = {}
+        #: kinds that failed to make a value or a file live
+        self.not_activated: set[str] = set()
 
     def walk(self) -> Report:
         recall(self.observer, self.manifest.owners)  # also of what this call undoes
@@ -167,6 +169,8 @@ class _Run:
             self.report.settings = judged
             self.report.manifest_digest = new_manifest.digest
             return self.report
+        for path in self.ledger.files:
+            atomic.clear(self.system.path(path))
         if self.report.changed:
             self._refuse_unwritable(list(files) + list(removed))
             self._write_ledger(judged, files, undone)
@@ -318,8 +322,16 @@ class _Run:
             and path not in shall
             and not self._unreadable(path, planes)
         }
-        differing = {path: found for path, found in shall.items() if self._on_disk(path) != _plain(found[2])}
+        differing = {
+            path: found
+            for path, found in shall.items()
+            if self._on_disk(path) != _plain(found[2]) or self._unread(path, found[0])
+        }
         return differing, removed
+
+    def _unread(self, path: str, kind_name: str) -> bool:
+        """Whether a run wrote a file, and was killed or failed before the program that reads it did so."""
+        return kind_name in kinds.RELOADING and bool(self.ledger.files.get(path, {}).get("open"))
 
     def _unreadable(self, path: str, planes: Mapping[tuple[str, str], Planes]) -> bool:
         """Whether a file is only missing from the plan because its settings could not be read this time."""
@@ -529,6 +541,7 @@ class _Run:
     def _activate(self, kind_name: str, changes: Sequence[Change], files: Sequence[str]) -> None:
         for name, why in self.observer.kind(kind_name).activate(changes, files).items():
             self.report.failures.append(f"{kind_name} {name}: {why}")
+            self.not_activated.add(kind_name)
 
     def _give_back(self, path: str) -> None:
         """Puts the original of a file back; what somebody made of ours since is kept aside, not lost."""
@@ -547,9 +560,7 @@ class _Run:
         for folder in sorted(self.ledger.folders, reverse=True):
             if path.startswith(folder + "/"):
                 inside = self.system.path(folder)
-                if os.path.isdir(inside) and not os.listdir(inside):
-                    os.rmdir(inside)
-                    atomic.sync_folder(os.path.dirname(inside))
+                atomic.remove_folder(inside)
                 if not os.path.isdir(inside):
                     self.ledger.folders.remove(folder)
 
@@ -596,8 +607,9 @@ class _Run:
         for path in shared:
             if not self.ledger.settings.get(self.ledger.files[path]["kind"]):
                 del self.ledger.files[path]
-        for path in self.ledger.files:
-            self.ledger.settle(path)
+        for path, file in self.ledger.files.items():
+            if file["kind"] not in self.not_activated:
+                self.ledger.settle(path)
         self.ledger.save({**self.request.run, "time": _utc_now()})
         return after
 

@@ -13,6 +13,7 @@ import pytest
 from fake_host import FakeHost, as_root
 from hosttune import engine, lock, store, waivers
 from hosttune.model import Refusal
+from hosttune.system import Ran
 
 SECRET = "hunter2-of-the-exchange"  # noqa: S105 - looked for in every output
 OWNERS = {
@@ -451,3 +452,33 @@ def test_an_ordinary_user_is_refused(host, monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(Refusal, match="root only"):
         host.apply(OWNERS)
+
+
+def test_what_a_killed_run_left_beside_a_file_goes_with_the_next_run(host):
+    host.apply(OWNERS)
+    left = Path(host.path("/etc/app/.app.conf.hosttune-new"))
+    left.write_text("half")
+    assert not host.apply(OWNERS, check=True).changed
+    assert left.exists()
+    assert not host.apply(OWNERS).changed
+    assert not left.exists()
+
+
+def test_a_file_that_its_program_could_not_read_is_given_to_it_again(host, monkeypatch):
+    ran, status = [], [1]
+
+    def run(self, *argv, stdin="", timeout=120.0):
+        if argv[1] == "reload":
+            ran.append(argv)
+        return Ran(status[0] if argv[1] == "reload" else 1, "", "no bus")
+
+    monkeypatch.setattr(FakeHost, "run", run)
+    owners = {"app": {"file": {"/etc/app/app.conf": {"content": "tuned\n", "reload": "app.service"}}}}
+    assert "no bus" in host.apply(owners).failures[0]
+    assert host.text("/etc/app/app.conf") == "tuned\n"
+    status[0] = 0
+    host.apply(owners)
+    assert ran == [("systemctl", "reload", "app.service")] * 2
+    assert not host.apply(owners, check=True).changed
+    host.apply(owners)
+    assert len(ran) == 2
