@@ -48,7 +48,9 @@ class Row:
     reading = r"\Z."
     #: commands that make values live
     activating = r"\Z."
-    #: whether it asks for, or writes, a value in /proc or /sys
+    #: what is sent to a server to make values live
+    sending = rb"\Z."
+    #: whether it makes them live by writing to /proc or /sys
     writes_values = False
     #: what a full disk has no more of: blocks, or inodes for a kind that makes links
     full_of = "blocks"
@@ -265,6 +267,7 @@ class Redis(Row):
     refused = {"server/maxclients": "many"}
     folder = "/etc/redis"
     reads = r"/etc/redis/redis.conf\Z"
+    sending = rb".*CONFIG\r\n\$3\r\nSET"
 
     def live(self):
         return said_by("redis-cli", "config", "get", "maxclients")
@@ -304,7 +307,6 @@ class Shared(Row):
     """A kind that has nothing to write on a host whose kernel is the machine's; its state is kept all the
     same. `shown_by` are a command and what it says."""
 
-    every_write = True
     good = frozenset({"unsupported"})
 
     def __init__(self, kind, values, shown_by):

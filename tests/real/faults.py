@@ -21,6 +21,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -188,7 +189,7 @@ def one_outcome(outcomes):
 
 # SIGKILL
 
-#: Calls that change what is on disk; System.write_value and System.run come beside them.
+#: Calls that change what is on disk; write_value and run of System and what is sent come beside them.
 WRITING = ("open", "mkdir", "chmod", "fchown", "fchmod", "fsync", "rename", "unlink", "rmdir")
 
 
@@ -208,6 +209,7 @@ def at_each_write(do):
         setattr(os, name, wrapped(name, getattr(os, name), creates))
     Host.write_value = wrapped("write_value", Host.write_value)
     Host.run = wrapped("run", Host.run)
+    socket.socket.sendall = wrapped("sendall", socket.socket.sendall)
 
 
 def writes_of(work):
@@ -370,15 +372,16 @@ def read_only_state(row, before):
 # errors of system calls
 
 
-def failing(number, path=r"\Z.", command=r"\Z.", values=False, creating=False):
-    """Makes these calls of this process fail: opening the paths, running the commands, writing values."""
+def failing(number, path=r"\Z.", command=r"\Z.", values=False, creating=False, sending=rb"\Z."):
+    """Makes these calls of this process fail: opening the paths (to read, or `creating`), running the
+    commands, writing values, sending what matches to a server."""
 
     def fault(what):
         return OSError(number, os.strerror(number), what)
 
     def prepare():
         real_open, real_os_open = builtins.open, os.open
-        real_run, real_write = subprocess.run, Host.write_value
+        real_run, real_write, real_send = subprocess.run, Host.write_value, socket.socket.sendall
 
         def hit(name, makes):
             return isinstance(name, str) and re.match(path, name) and makes == creating
@@ -404,7 +407,13 @@ def failing(number, path=r"\Z.", command=r"\Z.", values=False, creating=False):
                 raise fault(name)
             return real_write(self, name, value)
 
-        builtins.open, os.open, subprocess.run, Host.write_value = opens, os_opens, runs, writes
+        def sends(self, data):
+            if re.match(sending, data, re.DOTALL):
+                raise fault(self.getpeername())
+            return real_send(self, data)
+
+        builtins.open, os.open = opens, os_opens
+        subprocess.run, Host.write_value, socket.socket.sendall = runs, writes, sends
 
     return prepare
 
@@ -428,7 +437,7 @@ def making_its_file(row, number):
 
 
 def making_it_live(row, number):
-    return failing(number, command=row.activating, values=row.writes_values)
+    return failing(number, command=row.activating, values=row.writes_values, sending=row.sending)
 
 
 def value_refused(row, before):
@@ -458,7 +467,7 @@ def reverts(row, before):
         finally:
             os._exit(status)
     try:
-        found = call(row, settle_seconds=1.5)
+        found = call(row, settle_seconds=1.0)
     finally:
         _pid, status = os.waitpid(child, 0)
     assert status == 0, "nothing reverted it"

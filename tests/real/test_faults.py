@@ -145,12 +145,16 @@ the ledger.
 
 - SIGKILL: before each call that writes, applying, and before some undoing; of kinds whose runs take long,
   before the first, the last and around renames and commands.
+- SSH lost: a run of all kinds; one dies with its terminal, the next mends what it left; another goes on, and
+  the next waits for it.
 - Full: a small file system over the folder of the kind's files (over /etc for mount), filled up; read-only:
   the folder mounted so.
 - Reads, makes, makes live: the error is what opening the file, writing the value or running the command ends
   with.
 - Two runs at once: the outcome is that of the second one, told by name who holds the host, as hosttune-drift
   is; one that waits finds nothing to do. The clock jumps ten years ahead for one run and one check, and back.
+- Set back a moment later: the run says so where there is a live value; of a file alone (limit, file)
+  hosttune-drift does.
 - Waivers that cannot be used waive nothing: a run says so and goes on, hosttune-drift ends with 2.
 - mount and sysfs are let work as on a machine: a tmpfs of the host's own, a file mounted over the attribute.
 
