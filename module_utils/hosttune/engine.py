@@ -130,6 +130,8 @@ class _Run:
         self.aimed: dict[tuple[str, str], str] = {}
         #: why what runs is left as it is for now
         self.waiting: dict[tuple[str, str], str] = {}
+        #: files that this run has replaced
+        self.written: set[str] = set()
         #: kinds that failed to make a value or a file live
         self.not_activated: set[str] = set()
 
@@ -524,6 +526,7 @@ class _Run:
             real = self.system.path(path)
             atomic.make_folders(os.path.dirname(real))
             atomic.write(real, image)
+            self.written.add(path)
         for path in removed:
             self._give_back(path)
         touched: dict[str, list[str]] = {}
@@ -608,7 +611,9 @@ class _Run:
             if not self.ledger.settings.get(self.ledger.files[path]["kind"]):
                 del self.ledger.files[path]
         for path, file in self.ledger.files.items():
-            if file["kind"] not in self.not_activated:
+            # What a killed run left of owners beyond this call is not settled by it.
+            ours = path in self.written or self._scope(file["owner"], file["kind"])
+            if ours and file["kind"] not in self.not_activated:
                 self.ledger.settle(path)
         self.ledger.save({**self.request.run, "time": _utc_now()})
         return after
