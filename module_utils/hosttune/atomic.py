@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
@@ -54,7 +55,10 @@ def _beside(path: str) -> str:
 
 
 def write(path: str, image: FileImage) -> None:
-    """Replaces `path` by `image`: written beside it, synced, renamed over it, the folder synced."""
+    """Replaces `path` by `image`: written beside it, synced, renamed over it, the folder synced.
+
+    Raises OSError that names a file.
+    """
     temporary = _beside(path)
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
     try:
@@ -65,10 +69,23 @@ def write(path: str, image: FileImage) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         os.rename(temporary, path)
-    except BaseException:
+    except BaseException as fault:
+        if isinstance(fault, OSError) and fault.filename is None:
+            fault.filename = path  # a full disk is told of an open file, which has no name
         # Also on a signal: a half-written neighbour would be read by programs that read the whole folder.
         if os.path.lexists(temporary):
             os.unlink(temporary)
+        raise
+    sync_folder(os.path.dirname(path))
+
+
+def remove_folder(path: str) -> None:
+    """Removes an empty folder, durably. One with something in it stays, and so does a mount point."""
+    try:
+        os.rmdir(path)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTEMPTY, errno.EBUSY):
+            return
         raise
     sync_folder(os.path.dirname(path))
 

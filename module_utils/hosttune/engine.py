@@ -146,6 +146,10 @@ class _Run:
         self.wanted_keys: set[tuple[str, str]] = set()
         #: every file that shall stand, also those that do already: path -> kind, owner, image
         self.shall: dict[str, tuple[str, str, FileImage]] = {}
+        #: files that this run has replaced
+        self.written: set[str] = set()
+        #: kinds that failed to make a value or a file live
+        self.not_activated: set[str] = set()
 
     def walk(self) -> Report:
         recall(self.observer, self.manifest.owners)  # also of what this call undoes
@@ -190,6 +194,8 @@ class _Run:
             self.report.settings = judged
             self.report.manifest_digest = new_manifest.digest
             return self.report
+        for path in self.ledger.files:
+            atomic.sweep(self.system.path(path))
         if self.report.changed or removed:
             self._refuse_unwritable(list(files) + list(removed))
             self._write_ledger(judged, files, undone)
@@ -377,7 +383,11 @@ class _Run:
             and path not in shall
             and not self._unreadable(path, planes)
         }
-        differing = {path: found for path, found in shall.items() if self._on_disk(path) != _plain(found[2])}
+        differing = {
+            path: found
+            for path, found in shall.items()
+            if self._on_disk(path) != _plain(found[2]) or self._unread(path, found[0])
+        }
         return differing, removed
 
     def _held(self, judged: Sequence[Judged]) -> list[Setting]:
@@ -390,6 +400,10 @@ class _Run:
             if (planes.unknown or planes.unsupported) and lines and ours != setting.name:
                 found.append(replace(setting, value=lines[-1].value))
         return found
+
+    def _unread(self, path: str, kind_name: str) -> bool:
+        """Whether a run wrote a file, and was killed or failed before the program that reads it did so."""
+        return kind_name in kinds.RELOADING and bool(self.ledger.files.get(path, {}).get("open"))
 
     def _unreadable(self, path: str, planes: Mapping[tuple[str, str], Planes]) -> bool:
         """Whether a file is only missing from the plan because its settings could not be read this time."""
@@ -613,9 +627,11 @@ class _Run:
         for path, (kind_name, owner, _image) in files.items():
             self.ledger.note_file(path, kind_name, owner, self._on_disk(path))
         for path, (_kind_name, owner, image) in self.shall.items():
-            # Also of a file that stands as it shall: its owner may be another now.
-            if path in self.ledger.files:
+            if path in files:
                 self.ledger.intend(path, owner, self._written(image, path))
+            elif path in self.ledger.files:
+                # It stands as it shall, but its owner may be another now.
+                self.ledger.files[path].update(owner=owner, written=[self._written(image, path)])
             folder = os.path.dirname(path)
             while not os.path.isdir(self.system.path(folder)):
                 if folder not in self.ledger.folders:
@@ -654,6 +670,7 @@ class _Run:
             real = self.system.path(path)
             atomic.make_folders(os.path.dirname(real))
             atomic.write(real, image)
+            self.written.add(path)
         # A file that is as it was before us (a run that was cut short, another hand) takes no reload.
         back = [path for path in removed if self._on_disk(path) != self.ledger.original(path)]
         for path in removed:
@@ -696,6 +713,7 @@ class _Run:
     def _activate(self, kind_name: str, changes: Sequence[Change], files: Sequence[str]) -> None:
         for name, why in self.observer.kind(kind_name).activate(changes, files).items():
             self.report.failures.append(f"{kind_name} {name}: {why}")
+            self.not_activated.add(kind_name)
 
     def _give_back(self, path: str) -> None:
         """Puts the original of a file back; what somebody made of ours since is kept aside, not lost."""
@@ -715,9 +733,7 @@ class _Run:
         for folder in sorted(self.ledger.folders, reverse=True):
             if path.startswith(folder + "/"):
                 inside = self.system.path(folder)
-                if os.path.isdir(inside) and not os.listdir(inside):
-                    os.rmdir(inside)
-                    atomic.sync_folder(os.path.dirname(inside))
+                atomic.remove_folder(inside)
                 if not os.path.isdir(inside):
                     self.ledger.folders.remove(folder)
 
@@ -763,8 +779,11 @@ class _Run:
         for path in shared:
             if not self.ledger.settings.get(self.ledger.files[path]["kind"]):
                 del self.ledger.files[path]
-        for path in self.ledger.files:
-            self.ledger.settle(path)
+        for path, file in self.ledger.files.items():
+            # What a killed run left of owners beyond this call is not settled by it.
+            ours = path in self.written or self._scope(file["owner"], file["kind"])
+            if ours and file["kind"] not in self.not_activated:
+                self.ledger.settle(path)
         self.ledger.save({**self.request.run, "time": _utc_now()})
         return after
 

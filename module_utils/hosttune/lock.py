@@ -38,7 +38,10 @@ def hold(path: str, holder: str, wait_seconds: float = 60.0) -> Iterator[None]:
                     ) from None
                 time.sleep(0.2)
         os.ftruncate(handle, 0)
-        os.pwrite(handle, holder.encode(), 0)
+        try:
+            os.pwrite(handle, holder.encode(), 0)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, path) from error
         yield
     finally:
         os.close(handle)

@@ -76,7 +76,8 @@ class Ledger:
     """What each setting and each file was before it was first touched.
 
     settings: kind -> name -> {owner, live, persisted, verdict, run}
-    files: path -> {kind, owner, written: [digest], original: null | {content, mode, uid, gid}}
+    files: path -> {kind, owner, written: [digest], original: null | {content, mode, uid, gid}, open?}, `open`
+        from before it is written until what is to read it has done so
     folders: those that we made, outermost first
     chain: {sequence, run, digest} of each run that wrote it, the newest last; a digest is over the one before
     it and all of the above, so that a ledger that was cut or edited is known as such
@@ -155,11 +156,13 @@ class Ledger:
         entry = self.files[path]
         entry["owner"] = owner
         entry["written"] = [*(one for one in entry["written"] if one != digest), digest][-2:]
+        entry["open"] = True
 
     def settle(self, path: str) -> None:
-        """Says that what was intended stands."""
+        """Says that what was intended stands, and was read by those who have to."""
         entry = self.files[path]
         entry["written"] = entry["written"][-1:]
+        entry.pop("open", None)
 
     def original(self, path: str) -> FileImage | None:
         kept = self.files[path]["original"]
@@ -251,10 +254,7 @@ class Manifest:
         """Undone to the end: the file goes, and its folder where nothing else is in it."""
         real = self.system.path(MANIFEST)
         atomic.remove(real)
-        folder = os.path.dirname(real)
-        if os.path.isdir(folder) and not os.listdir(folder):
-            os.rmdir(folder)
-            atomic.sync_folder(os.path.dirname(folder))
+        atomic.remove_folder(os.path.dirname(real))
 
 
 def _is_owners(owners: Any) -> bool:

@@ -28,7 +28,7 @@ def updates(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Ran:
-    """A command that ended: its exit status (127: no such command), and what it said."""
+    """A command that ended: its exit status (126: cannot be run, 127: no such command), and what it said."""
 
     status: int
     out: str
@@ -95,6 +95,8 @@ class System:
             )
         except FileNotFoundError:
             return Ran(127, "", f"{argv[0]}: command not found")
+        except OSError as error:
+            return Ran(126, "", f"{argv[0]}: {error.strerror}")
         except subprocess.TimeoutExpired:
             return Ran(124, "", f"{argv[0]}: gave no answer within {timeout:.0f} s")
         return Ran(ended.returncode, ended.stdout, ended.stderr)

@@ -15,6 +15,7 @@ from fake_host import FakeHost, FullHost, as_root
 from hosttune import drift, engine, lock, store, waivers
 from hosttune.kinds.sysctl import SysctlKind
 from hosttune.model import Refusal
+from hosttune.system import Ran
 
 SECRET = "hunter2-of-the-exchange"  # noqa: S105 - looked for in every output
 OWNERS = {
@@ -530,3 +531,53 @@ def test_keys_that_zero_each_other_are_undone_to_what_was_before_both(tmp_path, 
         host.apply({}, present=False)
         assert host.text("/proc/sys/vm/dirty_ratio") == "20\n", order
         assert host.text("/proc/sys/vm/dirty_bytes") == "0\n", order
+
+
+def test_what_a_killed_run_left_beside_a_file_goes_with_the_next_run(host):
+    host.apply(OWNERS)
+    left = Path(host.path("/etc/app/.app.conf.hosttune-new"))
+    left.write_text("half")
+    assert not host.apply(OWNERS, check=True).changed
+    assert left.exists()
+    assert not host.apply(OWNERS).changed
+    assert not left.exists()
+
+
+def reloading(monkeypatch):
+    """Plays systemctl: what was reloaded, and (one entry) the exit status of a reload."""
+    ran, status = [], [0]
+
+    def run(self, *argv, stdin="", timeout=120.0):
+        if argv[1] != "reload":
+            return Ran(1, "", "no bus")
+        ran.append(argv[2])
+        return Ran(status[0], "", "no bus" if status[0] else "")
+
+    monkeypatch.setattr(FakeHost, "run", run)
+    return ran, status
+
+
+def test_a_file_that_its_program_could_not_read_is_given_to_it_again(host, monkeypatch):
+    ran, status = reloading(monkeypatch)
+    owners = {"app": {"file": {"/etc/app/app.conf": {"content": "tuned\n", "reload": "app.service"}}}}
+    status[0] = 1
+    assert "no bus" in host.apply(owners).failures[0]
+    assert host.text("/etc/app/app.conf") == "tuned\n"
+    status[0] = 0
+    host.apply(owners)
+    assert ran == ["app.service"] * 2
+    assert not host.apply(owners, check=True).changed
+    host.apply(owners)
+    assert len(ran) == 2
+
+
+def test_a_run_of_another_role_does_not_settle_what_a_failed_one_left(host, monkeypatch):
+    ran, status = reloading(monkeypatch)
+    app = {"app": {"file": {"/etc/app/app.conf": {"content": "tuned\n", "reload": "app.service"}}}}
+    desk = {"desk": {"file": {"/etc/desk.conf": {"content": "a\n"}}}}
+    status[0] = 1
+    host.apply(app)
+    status[0] = 0
+    host.apply(desk, partial=True)
+    host.apply({**app, **desk})
+    assert ran == ["app.service"] * 2
