@@ -54,7 +54,6 @@ EVERY_KIND = {
 
 def trace(machine, command: str, stdin: str = "") -> tuple[list[str], str]:
     """The traced calls that succeeded while `command` and what it started ran on the host; its output."""
-    machine.run("command -v strace >/dev/null || apt-get install -qq -y strace >/dev/null")
     folder = machine.run("mktemp -d /tmp/hosttune-trace-XXXXXX").strip()
     try:
         said = machine.run(f"strace -f -qq -y -s 300 -o {folder}/calls -e trace={TRACED} {command}", stdin)
@@ -105,6 +104,12 @@ def started(calls: list[str]) -> list[str]:
         for call in calls
         if call.startswith("execve(")
     ]
+
+
+@pytest.fixture(autouse=True)
+def strace(host):
+    """Brings strace before a test remembers what stands on the host."""
+    host.run("command -v strace >/dev/null || apt-get install -qq -y strace >/dev/null")
 
 
 def test_check_mode_opens_nothing_for_writing(host):
