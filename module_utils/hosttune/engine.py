@@ -272,7 +272,11 @@ class _Run:
         return recall(self.observer, self._outside())
 
     def _check(self, wanted: Sequence[Setting]) -> None:
-        self.report.warnings += conflicts.check([*wanted, *self._others()], self.system)
+        self.report.warnings += conflicts.check(
+            [*wanted, *self._others()],
+            self.system,
+            lambda kind, name: self.observer.kind(kind).canonical(name),
+        )
         for kind_name, settings in self.observer.by_kind(wanted).items():
             self.observer.kind(kind_name).check(settings, self.missing)
 

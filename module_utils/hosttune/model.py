@@ -148,6 +148,16 @@ def squeeze(text: str) -> str:
     return " ".join(text.split())
 
 
+def octal_in_quotes(kind: str, name: str, value: Any) -> Refusal:
+    """What is said of a number where octal text belongs: YAML has turned 0644 into 420 before we see it."""
+    meant = f', such as "{value:04o}" if 0{value:o} stands there' if type(value) is int and value >= 0 else ""
+    return Refusal(
+        f"{value} is a number, and this takes octal text",
+        thing=f"{kind} {name}",
+        remedy=f"Put it in quotes in the inventory{meant}",
+    )
+
+
 def as_text(kind: str, name: str, value: Any) -> str:
     """The text of a value from the inventory.
 

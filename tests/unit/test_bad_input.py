@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 from fake_host import FullHost, as_root
 from hosttune import kinds
-from hosttune.model import Refusal
+from hosttune.model import Refusal, shown
 from hosttune.system import Ran
 from oracle_trees import BAD_INPUT
 from test_kind_block import disk
@@ -32,6 +32,9 @@ class Host(FullHost):
             "/etc/redis/redis.conf": "port 6379\n",
             "/proc/cmdline": "BOOT_IMAGE=/vmlinuz root=/dev/a ro quiet\n",
             "/proc/sys/kernel/watchdog_cpumask": "0\n",
+            "/proc/sys/kernel/watchdog": "1\n",
+            "/proc/sys/vm/dirty_background_bytes": "8192\n",
+            "/proc/sys/vm/dirty_background_ratio": "0\n",
             "/proc/sys/vm/overcommit_memory": "0\n",
             "/proc/sys/vm/overcommit_ratio": "50\n",
             "/proc/sys/vm/overcommit_kbytes": "0\n",
@@ -51,7 +54,7 @@ class Host(FullHost):
         if argv[-1] == "--dump-configuration-items":
             return Ran(0, "[Unit]\nAfter=\n[Service]\nLimitNOFILE=\nTasksMax=\nUMask=\nNice=\n", "")
         if argv[:2] == ("systemctl", "show") and argv[-1] == "redis-server.service":
-            text = "ExecStart={ path=/x ; argv[]=/x /etc/redis/redis.conf --supervised systemd ; }"
+            text = "ExecStart={ path=/x ; argv[]=/x /etc/redis/redis.conf ; ignore_errors=no ; }"
             return Ran(0, f"Id={argv[-1]}\nLoadState=loaded\nActiveState=inactive\nMainPID=0\n{text}\n", "")
         return super().run(*argv, stdin=stdin, timeout=timeout)
 
@@ -72,7 +75,7 @@ class Case(NamedTuple):
 def of(kind: str, *rows: tuple[Any, ...]) -> list[Case]:
     """Cases of one setting each: what is wrong, name, value, parts of the message."""
     return [
-        Case(f"{kind}: {wrong}", f"{kind} {name}".strip()[:80], tuple(parts), {"role": {kind: {name: value}}})
+        Case(f"{kind}: {wrong}", f"{kind} {shown(name)}".strip()[:80], tuple(parts), {"role": {kind: {name: value}}})
         for wrong, name, value, *parts in rows
     ]
 
@@ -102,7 +105,7 @@ TYPES = [
         ("the boolean false", name, False, "content" if kind == "file" else "boolean false"),
         ("the boolean true", name, True, "content" if kind == "file" else "boolean true"),
         ("no value", name, None, "has no content" if kind == "file" else "has no value"),
-        ("an empty value", name, "", *([] if kind != "file" else ["has no content"])),
+        *([] if kind == "boot" else [("an empty value", name, "", *(["has no content"] if kind == "file" else []))]),
         ("a list of lists", name, [["a"]], "has no content" if kind == "file" else "list"),
         (
             "a dict" if kind != "file" else "a dict without content",
@@ -128,7 +131,7 @@ NAMES = [
         ("a line break in the name", f"{name}\nx", value),
         ("a line break after the name", f"{name}\n", value),
         ("a control character in the name", f"{name}\x1b", value),
-        ("a blank in the name", f"{name} x", value),
+        *([] if kind == "file" else [("a blank in the name", f"{name} x", value)]),
         ("an overlong name", f"{name}{LONG}" if kind not in ("limit",) else f"{LONG}/{name}", value),
         ("a path that climbs", f"../../etc/{name}", value),
         ("a climb at the end", f"{name}/../../../etc/shadow", value),
@@ -188,7 +191,8 @@ KINDS = [
         ("no number has so many bits", "net.core.somaxconn", "18446744073709551616", "out of range"),
         ("a minus that is none", "net.core.somaxconn", "1-", "a whole number"),
         ("no list of CPUs", "kernel.watchdog_cpumask", "0-x", "no CPU list", "such as 0-3"),
-        ("a zero that only its twin brings", "vm.dirty_bytes", "0x0", "a whole number"),
+        ("a zero that only its twin brings", "vm.dirty_background_bytes", "0", "the kernel refuses", "Ask for vm.dirty_background_ratio"),
+        ("one that writes others", "kernel.watchdog", "0", "kernel.nmi_watchdog and kernel.soft_watchdog", "these two"),
         ("a star", "vm.*", "1", "no sysctl name", "dotted"),
         ("two dots", "vm..swappiness", "1", "no sysctl name"),
     ),
@@ -336,7 +340,7 @@ KINDS = [
         ("no boolean", "15/main/jit", "maybe", "no boolean", "on and off"),
         ("a fixed one", "15/main/segment_size", "1GB", "fixed in the server"),
         ("two lines", "15/main/log_line_prefix", "a\nb", "holds a line break"),
-        ("a library that is not there", "15/main/max_wal_size", "1MB", "less than two WAL segments"),
+        ("too little together with others", "15/main/min_wal_size", "31MB", "less than two WAL segments"),
     ),
     *of(
         "redis",

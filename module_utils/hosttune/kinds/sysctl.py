@@ -17,7 +17,7 @@ from dataclasses import replace
 
 from .. import cpulist
 from ..model import Change, Definition, Planes, Refusal, Setting, squeeze
-from ..system import KERNEL_SHARED
+from ..system import KERNEL_SHARED, System
 from .base import Kind, did_you_mean, ordered_files
 
 FOLDERS = ("/etc/sysctl.d", "/run/sysctl.d", "/usr/local/lib/sysctl.d", "/usr/lib/sysctl.d", "/lib/sysctl.d")
@@ -48,9 +48,9 @@ ZEROING_PAIRS = (
 NO_ZERO = frozenset({"vm.dirty_bytes", "vm.dirty_background_bytes"})
 #: Of the others a written zero does not zero the twin either where the value was zero before.
 _ZERO_IS_NO_CHANGE = frozenset({"vm.dirty_ratio"})
-#: Writing this one writes these too; it shows whether any of them is on (kernel/watchdog.c).
+#: Writing it writes the others too, and it shows whether any of them is on (kernel/watchdog.c).
 WATCHDOG = "kernel.watchdog"
-WATCHDOGS = ("kernel.nmi_watchdog", "kernel.soft_watchdog")
+WATCHDOGS = frozenset({"kernel.nmi_watchdog", "kernel.soft_watchdog"})
 
 TWINS = {**dict(ZEROING_PAIRS), **{second: first for first, second in ZEROING_PAIRS}}
 
@@ -179,6 +179,11 @@ def is_glob(path: str) -> bool:
 class SysctlKind(Kind):
     name = "sysctl"
 
+    def __init__(self, system: System) -> None:
+        super().__init__(system)
+        #: when systemd-sysctl writes a path (or what a glob stands for) at boot: a greater number is later
+        self._turns: dict[str, int] = {}
+
     # names
 
     def _own(self, path: str) -> str:
@@ -211,9 +216,17 @@ class SysctlKind(Kind):
                     "is no sysctl name", thing=str(setting), remedy="Names are dotted, such as vm.swappiness"
                 )
             path = to_path(setting.name)
-            if os.path.isdir(self.system.path(f"/proc/sys/{path}")):
-                below = ", ".join(to_name(f"{path}/{leaf}") for leaf in self.system.names(f"/proc/sys/{path}")[:8])
-                raise Refusal("is a folder", thing=str(setting), remedy=f"Name a key in it: {below}")
+            below = [to_name(f"{path}/{leaf}") for leaf in self.system.names(f"/proc/sys/{path}")]
+            if below:
+                raise Refusal(
+                    "is a folder", thing=str(setting), remedy=f"Name a key in it: {', '.join(below[:8])}"
+                )
+            if dotted(setting.name) == WATCHDOG:
+                raise Refusal(
+                    f"writes {' and '.join(sorted(WATCHDOGS))} and has no value of its own",
+                    thing=str(setting),
+                    remedy="Ask for these two",
+                )
             if self.system.exists(f"/proc/sys/{path}") or dotted(setting.name) in CONDITIONAL:
                 self._check_type(setting, path)
                 self._check_zero(setting, path, settings)
@@ -316,25 +329,24 @@ class SysctlKind(Kind):
     # planes
 
     def read(self, names: Sequence[str]) -> dict[str, Planes]:
-        paths = {to_path(name) for name in names}
-        paths |= {to_path(TWINS[dotted(name)]) for name in names if dotted(name) in TWINS}
+        others = {name: _overwriting(dotted(name)) for name in names}
         try:
-            persisted, turns = self._persisted(paths)
+            persisted = self._persisted({to_path(name) for pair in others.items() for name in pair if name})
         except OSError as error:
             reason = f"{error.filename}: {error.strerror}"
             return {name: Planes(unknown=reason) for name in names}
         found = {}
-        for name in names:
+        for name, other in others.items():
             planes = found[name] = self._read_one(name, list(persisted[to_path(name)]))
-            twin = TWINS.get(dotted(name), "")
-            zeroing = persisted[to_path(twin)][-1:] if twin else []
-            if planes.winner is None or planes.winner.value == "0" or not zeroing:
+            later = persisted[to_path(other)][-1:] if other else []
+            if planes.winner is None or not later:
                 continue
-            if turns[to_path(twin)] > turns[to_path(name)] and _zeroes(twin, zeroing[0].value):
-                # At boot the twin is written after it.
-                place = f"{zeroing[0].file}:{zeroing[0].line}"
-                planes.definitions.append(replace(zeroing[0], value="0"))
-                planes.where = f"{place} sets {twin} after it, which sets this one to 0"
+            value = later[0].value if other == WATCHDOG else "0"
+            if self._turns[to_path(other)] < self._turns[to_path(name)] or planes.winner.value == value:
+                continue
+            if other == WATCHDOG or _zeroes(other, later[0].value):
+                planes.definitions.append(replace(later[0], value=value))
+                planes.where = f"{later[0].file}:{later[0].line} sets {other} after it, which sets it to {value}"
         return found
 
     def _read_one(self, name: str, definitions: list[Definition]) -> Planes:
@@ -371,12 +383,9 @@ class SysctlKind(Kind):
         missing = set(available.split()) - set(allowed.split())
         return f"the machine lets a container choose from {allowed} only" if missing else ""
 
-    def _persisted(self, paths: set[str]) -> tuple[dict[str, list[Definition]], dict[str, int]]:
-        """Every definition of each path in reading order, the winner last; raises OSError.
-
-        And when systemd-sysctl writes each of them: a greater number is later.
-        """
-        turns: dict[str, int] = {}
+    def _persisted(self, paths: set[str]) -> dict[str, list[Definition]]:
+        """Every definition of each path in reading order, the winner last; raises OSError."""
+        self._turns = turns = {}
         turn = 0
         literal: dict[str, list[Definition]] = {path: [] for path in paths}
         globs: dict[str, Definition] = {}
@@ -408,7 +417,7 @@ class SysctlKind(Kind):
                 for pattern, found in self._globbed(path, globs):
                     definitions.append(found)
                     turns[path] = turns[pattern]
-        return literal, turns
+        return literal
 
     def _text(self, file: str) -> str:
         """A file of sysctl.d; empty where systemd-sysctl skips it: a folder, or a link to nothing."""
@@ -459,23 +468,18 @@ class SysctlKind(Kind):
     # the live plane
 
     def coupled(self, name: str) -> dict[str, str]:
-        """The twin that writing this one zeroes; of kernel.watchdog those that it writes too."""
-        others = WATCHDOGS if dotted(name) == WATCHDOG else (TWINS.get(dotted(name), ""),)
-        found = {}
-        for other in others:
-            try:
-                found.update({other: self.system.read_value(f"/proc/sys/{to_path(other)}")} if other else {})
-            except OSError:
-                continue  # a key without its twin zeroes nothing
-        return found
+        """The twin, which writing this one sets to zero."""
+        twin = TWINS.get(dotted(name), "")
+        try:
+            return {twin: self.system.read_value(f"/proc/sys/{to_path(twin)}")} if twin else {}
+        except OSError:
+            return {}  # a key without its twin zeroes nothing
 
     def outcome(self, changes: Sequence[Change]) -> dict[str, str]:
         found = {change.name: change.value for change in changes}
         for _change, name, value in _writes(changes):
             found[name] = value
-            if dotted(name) == WATCHDOG:
-                found.update(dict.fromkeys(self.coupled(name), value))
-            elif value != "0":
+            if value != "0":
                 found.update(dict.fromkeys(self.coupled(name), "0"))
         return found
 
@@ -500,24 +504,24 @@ def _writes(changes: Sequence[Change]) -> list[tuple[Change, str, str]]:
         name = dotted(change.name)
         if change.value == "0" and name in brought:
             continue
-        coupled = change.asked.get("coupled") if change.undo and isinstance(change.asked, Mapping) else None
-        if coupled and name == WATCHDOG:
-            found += [(change, *one) for one in ((change.name, change.value), *coupled.items())]
-        elif coupled and change.value == "0":
-            found += [(change, *one) for one in coupled.items()]
-        else:
-            found.append((change, change.name, change.value))
+        coupled = change.asked.get("coupled") if change.undo and change.value == "0" else None
+        found.append((change, *next(iter(coupled.items()))) if coupled else (change, change.name, change.value))
     return found
 
 
 def _rank(name: str, value: str) -> int:
-    """What is written first: fs.nr_open bounds others and kernel.watchdog writes others.
+    """What is written first: fs.nr_open, which bounds others.
 
     Of two keys that zero each other (vm.dirty_ratio, vm.dirty_bytes) the one not zero is written last.
     """
-    if dotted(name) in ("fs.nr_open", WATCHDOG):
+    if dotted(name) == "fs.nr_open":
         return 0
     return 2 if dotted(name) in TWINS and value != "0" else 1
+
+
+def _overwriting(name: str) -> str:
+    """The key that, written after this one, gives it another value; empty where there is none."""
+    return WATCHDOG if name in WATCHDOGS else TWINS.get(name, "")
 
 
 def _zeroes(name: str, value: str) -> bool:

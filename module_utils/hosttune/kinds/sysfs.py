@@ -64,7 +64,7 @@ _CHOSEN = re.compile(r"(?:^| )\[([^\]]*)\](?: |$)")
 #: Types of tmpfiles.d that write to an existing file; those that share the paths of `w` and own them; and
 #: those that share its paths only.
 _WRITING, _OWNING, _PLACING = "wfF", "xXrRe", "zZtThHaAm"
-_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)\Z")
+_NUMBER = re.compile(r"-?(0+|[1-9][0-9]*)\Z")
 #: What a boolean module parameter takes (kstrtobool); it shows Y or N.
 _TRUE, _FALSE = frozenset({"y", "1", "t", "on"}), frozenset({"n", "0", "f", "of", "off"})
 _ESCAPE = re.compile(r"\\(x[0-9a-fA-F]{2}|[0-7]{3}|.)")
