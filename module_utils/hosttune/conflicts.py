@@ -30,7 +30,9 @@ _REDIS_RESERVED = 32
 
 
 def check(
-    settings: Sequence[Setting], system: System, canonical: Callable[[str, str], str] = lambda _kind, name: name
+    settings: Sequence[Setting],
+    system: System,
+    canonical: Callable[[str, str], str] = lambda _kind, name: name,
 ) -> list[str]:
     """Raises Refusal for the first contradiction; returns what is merely unwise.
 
@@ -50,13 +52,13 @@ def check(
 def _by_key(
     settings: Sequence[Setting], canonical: Callable[[str, str], str]
 ) -> dict[tuple[str, str], Setting]:
-    """Settings by kind and name, sysctls by their dotted one; two spellings of a role's own are the kind's."""
+    """Settings by kind and name, sysctls by the dotted one; two spellings within a role are the kind's."""
     found: dict[tuple[str, str], Setting] = {}
     for setting in settings:
         name = canonical(setting.kind, setting.name)
         key = (setting.kind, dotted(name) if setting.kind == "sysctl" else name)
         other = found.setdefault(key, setting)
-        if other.key == setting.key and other is not setting or other.owner != setting.owner:
+        if (other.key == setting.key and other is not setting) or other.owner != setting.owner:
             raise Refusal(
                 f"has two owners: {other.owner} ('{other.value}') and {setting.owner} ('{setting.value}')"
                 + (f", who writes {setting.name}" if setting.name != other.name else ""),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -30,6 +31,7 @@ class Host(FullHost):
         disk(root, "sda", "none [mq-deadline]")
         for path, text in {
             "/etc/redis/redis.conf": "port 6379\n",
+            "/usr/bin/redis-server": "a program without further directives",
             "/proc/cmdline": "BOOT_IMAGE=/vmlinuz root=/dev/a ro quiet\n",
             "/proc/sys/kernel/watchdog_cpumask": "0\n",
             "/proc/sys/kernel/watchdog": "1\n",
@@ -75,7 +77,12 @@ class Case(NamedTuple):
 def of(kind: str, *rows: tuple[Any, ...]) -> list[Case]:
     """Cases of one setting each: what is wrong, name, value, parts of the message."""
     return [
-        Case(f"{kind}: {wrong}", f"{kind} {shown(name)}".strip()[:80], tuple(parts), {"role": {kind: {name: value}}})
+        Case(
+            f"{kind}: {wrong}",
+            f"{kind} {shown(name)}".strip()[:80],
+            tuple(parts),
+            {"role": {kind: {name: value}}},
+        )
         for wrong, name, value, *parts in rows
     ]
 
@@ -105,7 +112,11 @@ TYPES = [
         ("the boolean false", name, False, "content" if kind == "file" else "boolean false"),
         ("the boolean true", name, True, "content" if kind == "file" else "boolean true"),
         ("no value", name, None, "has no content" if kind == "file" else "has no value"),
-        *([] if kind == "boot" else [("an empty value", name, "", *(["has no content"] if kind == "file" else []))]),
+        *(
+            []
+            if kind == "boot"
+            else [("an empty value", name, "", *(["has no content"] if kind == "file" else []))]
+        ),
         ("a list of lists", name, [["a"]], "has no content" if kind == "file" else "list"),
         (
             "a dict" if kind != "file" else "a dict without content",
@@ -191,8 +202,20 @@ KINDS = [
         ("no number has so many bits", "net.core.somaxconn", "18446744073709551616", "out of range"),
         ("a minus that is none", "net.core.somaxconn", "1-", "a whole number"),
         ("no list of CPUs", "kernel.watchdog_cpumask", "0-x", "no CPU list", "such as 0-3"),
-        ("a zero that only its twin brings", "vm.dirty_background_bytes", "0", "the kernel refuses", "Ask for vm.dirty_background_ratio"),
-        ("one that writes others", "kernel.watchdog", "0", "kernel.nmi_watchdog and kernel.soft_watchdog", "these two"),
+        (
+            "a zero that only its twin brings",
+            "vm.dirty_background_bytes",
+            "0",
+            "the kernel refuses",
+            "Ask for vm.dirty_background_ratio",
+        ),
+        (
+            "one that writes others",
+            "kernel.watchdog",
+            "0",
+            "kernel.nmi_watchdog and kernel.soft_watchdog",
+            "these two",
+        ),
         ("a star", "vm.*", "1", "no sysctl name", "dotted"),
         ("two dots", "vm..swappiness", "1", "no sysctl name"),
     ),
@@ -273,7 +296,13 @@ KINDS = [
         ("an unknown option", "/etc/a", {"content": "x", "contnet": "y"}, "has no option contnet", "Options"),
         ("content is a list", "/etc/a", {"content": ["x"]}, "has no content"),
         ("a relative path", "etc/a", {"content": "x"}, "no absolute path"),
-        ("a path that climbs", "/etc/../a", {"content": "x"}, "no absolute path", "without '..'"),
+        (
+            "a path that climbs in the middle",
+            "/etc/../a",
+            {"content": "x"},
+            "no absolute path",
+            "without '..'",
+        ),
         ("a slash at the end", "/etc/a/", {"content": "x"}, "no absolute path"),
         ("two slashes", "/etc//a", {"content": "x"}, "no absolute path"),
         ("two slashes at the start", "//etc/a", {"content": "x"}, "no absolute path"),
@@ -310,7 +339,13 @@ KINDS = [
         ("unknown directive, one near", "app.service/Service/LimitNOFILES", "1", "Did you mean LimitNOFILE?"),
         ("unknown directive, none near", "app.service/Service/Zz", "1", "systemd.directives(7)"),
         ("another section's", "app.service/Service/After", "x.service", "It belongs to section [Unit]"),
-        ("unknown unit, one near", "appp.service/Service/TasksMax", "1", "no unit appp.service", "app.service"),
+        (
+            "unknown unit, one near",
+            "appp.service/Service/TasksMax",
+            "1",
+            "no unit appp.service",
+            "app.service",
+        ),
         ("unknown unit, none near", "zzz.service/Service/TasksMax", "1", "Install what brings it"),
         ("no type", "app/Service/TasksMax", "1", "is no name of a unit", "app.service"),
         ("a section that it has not", "app.service/Socket/Backlog", "1", "no section [Socket]"),
@@ -383,11 +418,27 @@ def two(name: str, kind: str, one: Any, other: Any, *parts: str, value: Any = No
 
 
 SPELLINGS = [
-    two("module: two spellings", "module", "tcp_bbr", "tcp-bbr", "is the same module as", "name the module once"),
+    two(
+        "module: two spellings",
+        "module",
+        "tcp_bbr",
+        "tcp-bbr",
+        "is the same module as",
+        "name the module once",
+    ),
     two("boot: two spellings", "boot", "rcu_nocbs", "rcu-nocbs", "is the same parameter as", "name it once"),
     two("sysctl: two spellings", "sysctl", "vm.swappiness", "vm/swappiness", "is the same", "Name it once"),
-    two("sysfs: two spellings", "sysfs", *(f"{top}{GOOD['sysfs'][0]}" for top in ("", "/sys/")), "is the same"),
-    two("postgres: two spellings", "postgres", "15/main/work_mem", "15/main/Work_Mem", "is the same", "Name it"),
+    two(
+        "sysfs: two spellings", "sysfs", *(f"{top}{GOOD['sysfs'][0]}" for top in ("", "/sys/")), "is the same"
+    ),
+    two(
+        "postgres: two spellings",
+        "postgres",
+        "15/main/work_mem",
+        "15/main/Work_Mem",
+        "is the same",
+        "Name it",
+    ),
     two("limit: a dash beside hard", "limit", "a/-/nofile", "a/hard/nofile", "set one by one", "alone"),
 ]
 OWNERS = [
@@ -401,8 +452,8 @@ CALL = [
     Case("an unknown kind", "sysctls", ("no such kind", "Did you mean sysctl?"), {"a": {"sysctls": {}}}),
     Case("an unknown kind, none near", "zz", ("no such kind", "Kinds are module, boot"), {"a": {"zz": {}}}),
     Case("a kind that is a number", "7", ("no such kind",), {"a": {7: {}}}),
-    Case("an unknown class of disruption", "disruption_allowed", ("'resets_nic'", "Did you mean resets"), SOUND,
-         {"disruption_allowed": "resets_nic"}),
+    Case("an unknown class of disruption", "disruption_allowed", ("'resets_nic'", "Did you mean resets"),
+         SOUND, {"disruption_allowed": "resets_nic"}),
     Case("an unknown kind of an undo", "kinds", ("no such kind", "Did you mean sysctl?"), {},
          {"present": False, "kinds": ["sysctls"]}),
     Case("kinds as a text", "kinds", ("is a str", "a list"), {}, {"present": False, "kinds": "sysctl"}),
@@ -439,6 +490,28 @@ CALL = [
 CASES = [*TYPES, *NAMES, *KINDS, *SPELLINGS, *OWNERS, *CALL]
 
 
+#: Another role's settings that stand from an earlier call, and a call of part of the roles that names the same.
+STANDING = [
+    ("sysctl", "net.core.somaxconn", "net/core/somaxconn", "4096"),
+    ("module", "tcp_bbr", "tcp-bbr", "loaded"),
+    ("sysfs", "kernel/mm/ksm/run", "/sys/kernel/mm/ksm/run", "0"),
+]
+
+
+@pytest.mark.parametrize(("kind", "name", "other", "value"), STANDING, ids=[row[0] for row in STANDING])
+def test_two_owners_in_two_spellings_are_refused_also_over_two_calls(
+    tmp_path, monkeypatch, kind, name, other, value
+):
+    as_root(monkeypatch)
+    host = Host(tmp_path)
+    host.apply({"a": {kind: {name: value}}})
+    before = host.snapshot(times=True)
+    with pytest.raises(Refusal, match=r"has two owners: b .* and a") as refusal:
+        host.apply({"b": {kind: {other: value}}}, partial=True)
+    assert refusal.value.remedy
+    assert host.snapshot(times=True) == before
+
+
 @pytest.fixture(scope="module")
 def standing(tmp_path_factory):
     return Host(tmp_path_factory.mktemp("host"))
@@ -471,6 +544,7 @@ def test_bad_input_has_its_message_and_nothing_is_touched(standing, monkeypatch,
 def test_the_good_ones_are_taken(tmp_path, monkeypatch):
     """Else a case could be refused for another reason than its own."""
     as_root(monkeypatch)
+    monkeypatch.setattr("grp.getgrnam", lambda name: SimpleNamespace(gr_gid=os.getgid()))
     host = Host(tmp_path)
     for kind, (name, value) in GOOD.items():
         host.apply({"role": {kind: {name: value}}}, check=True)

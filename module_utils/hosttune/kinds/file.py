@@ -80,7 +80,9 @@ class FileKind(Kind):
     def _check_options(thing: str, value: Mapping[str, Any]) -> None:
         if not isinstance(value.get("secret", False), bool):
             raise Refusal(
-                f"secret is '{shown(value['secret'])}'", thing=thing, remedy="Say true or false, without quotes"
+                f"secret is '{shown(value['secret'])}'",
+                thing=thing,
+                remedy="Say true or false, without quotes",
             )
         for option, what in (("owner", "user"), ("group", "group")):
             name = value.get(option, "root")

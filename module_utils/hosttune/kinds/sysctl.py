@@ -346,7 +346,9 @@ class SysctlKind(Kind):
                 continue
             if other == WATCHDOG or _zeroes(other, later[0].value):
                 planes.definitions.append(replace(later[0], value=value))
-                planes.where = f"{later[0].file}:{later[0].line} sets {other} after it, which sets it to {value}"
+                planes.where = (
+                    f"{later[0].file}:{later[0].line} sets {other} after it, which sets it to {value}"
+                )
         return found
 
     def _read_one(self, name: str, definitions: list[Definition]) -> Planes:
@@ -429,7 +431,7 @@ class SysctlKind(Kind):
             raise
 
     def _globbed(self, path: str, globs: Mapping[str, Definition]) -> list[tuple[str, Definition]]:
-        """What globs, each with its pattern, give a key that no line names: nothing where the kernel does not have it."""
+        """The globs, with what they give, of a key that no line names: none where the kernel lacks it."""
         if not self.system.exists(f"/proc/sys/{path}"):
             return []
         return [one for one in globs.items() if _path_match(path, one[0])]
@@ -505,7 +507,9 @@ def _writes(changes: Sequence[Change]) -> list[tuple[Change, str, str]]:
         if change.value == "0" and name in brought:
             continue
         coupled = change.asked.get("coupled") if change.undo and change.value == "0" else None
-        found.append((change, *next(iter(coupled.items()))) if coupled else (change, change.name, change.value))
+        found.append(
+            (change, *next(iter(coupled.items()))) if coupled else (change, change.name, change.value)
+        )
     return found
 
 
@@ -536,7 +540,7 @@ def _path_match(path: str, pattern: str) -> bool:
 
 
 def _in_form(name: str, text: str) -> object:
-    """What can be compared of a value; raises ValueError for text that is no list or mask where one belongs."""
+    """What can be compared of a value; raises ValueError for no list or mask where one belongs."""
     if name in _TEXTS:
         return text
     if name in _LISTS:
