@@ -297,7 +297,7 @@ KINDS = [
         ("content is a list", "/etc/a", {"content": ["x"]}, "has no content"),
         ("a relative path", "etc/a", {"content": "x"}, "no absolute path"),
         (
-            "a path that climbs in the middle",
+            "a climb in the middle",
             "/etc/../a",
             {"content": "x"},
             "no absolute path",
@@ -490,7 +490,7 @@ CALL = [
 CASES = [*TYPES, *NAMES, *KINDS, *SPELLINGS, *OWNERS, *CALL]
 
 
-#: Another role's settings that stand from an earlier call, and a call of part of the roles that names the same.
+#: Settings of a role that stand from an earlier call, as a call of another role alone names them.
 STANDING = [
     ("sysctl", "net.core.somaxconn", "net/core/somaxconn", "4096"),
     ("module", "tcp_bbr", "tcp-bbr", "loaded"),
