@@ -6,8 +6,9 @@ What cannot be had together is a Refusal that names both sides; what can, and se
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Callable
 
-from .kinds.sysctl import ZEROING_PAIRS
+from .kinds.sysctl import ZEROING_PAIRS, dotted
 from .model import Refusal, Setting
 from .system import System
 
@@ -28,9 +29,16 @@ _BACKGROUND = (
 _REDIS_RESERVED = 32
 
 
-def check(settings: Sequence[Setting], system: System) -> list[str]:
-    """Raises Refusal for the first contradiction; returns what is merely unwise."""
-    asked = _by_key(settings)
+def check(
+    settings: Sequence[Setting],
+    system: System,
+    canonical: Callable[[str, str], str] = lambda _kind, name: name,
+) -> list[str]:
+    """Raises Refusal for the first contradiction; returns what is merely unwise.
+
+    `canonical(kind, name)` is the one spelling of a name (Kind.canonical).
+    """
+    asked = _by_key(settings, canonical)
     for pair in ZEROING_PAIRS:
         _zeroing(asked, *pair)
     for pair in _BACKGROUND:
@@ -41,15 +49,21 @@ def check(settings: Sequence[Setting], system: System) -> list[str]:
     return [*_backlogs(settings, asked, system), *_redis_clients(settings), *_tasks(settings, asked, system)]
 
 
-def _by_key(settings: Sequence[Setting]) -> dict[tuple[str, str], Setting]:
+def _by_key(
+    settings: Sequence[Setting], canonical: Callable[[str, str], str]
+) -> dict[tuple[str, str], Setting]:
+    """Settings by kind and name, sysctls by the dotted one; two spellings within a role are the kind's."""
     found: dict[tuple[str, str], Setting] = {}
     for setting in settings:
-        other = found.setdefault(setting.key, setting)
-        if other is not setting:
+        name = canonical(setting.kind, setting.name)
+        key = (setting.kind, dotted(name) if setting.kind == "sysctl" else name)
+        other = found.setdefault(key, setting)
+        if (other.key == setting.key and other is not setting) or other.owner != setting.owner:
             raise Refusal(
-                f"has two owners: {other.owner} ('{other.value}') and {setting.owner} ('{setting.value}')",
-                thing=str(setting),
-                remedy=_BOTH_RIGHT.get(setting.key, "Leave it to one of them"),
+                f"has two owners: {other.owner} ('{other.value}') and {setting.owner} ('{setting.value}')"
+                + (f", who writes {setting.name}" if setting.name != other.name else ""),
+                thing=str(other),
+                remedy=_BOTH_RIGHT.get(key, "Leave it to one of them"),
             )
     return found
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from . import atomic, conflicts, foreign, keys, kinds, lock, store, topology
+from . import atomic, conflicts, demand, foreign, keys, kinds, lock, store, topology
 from .foreign_programs import OWNER as FOREIGN
 from .model import DISRUPTIONS, Change, FileImage, Planes, Refusal, Setting
 from .observe import Judged, Observer, recall, retarget
@@ -96,12 +96,16 @@ def converge(system: System, request: Request) -> Report:
 
     Raises Refusal before anything is touched. What failed while it was done is in `Report.failures`.
     """
-    if request.disruption_allowed not in DISRUPTIONS:
-        raise Refusal(
-            f"'{request.disruption_allowed}' is no class of disruption",
-            thing="disruption_allowed",
-            remedy=f"Classes are {', '.join(DISRUPTIONS)}",
-        )
+    demand.check(
+        request.owners,
+        present=request.present,
+        partial=request.partial,
+        kinds_of_undo=request.kinds,
+        disruption_allowed=request.disruption_allowed,
+        notes=request.notes,
+        packages=request.packages,
+        foreign=request.foreign,
+    )
     if request.check:
         return _Run(system, request).walk()
     if os.geteuid() != 0:
@@ -277,7 +281,11 @@ class _Run:
         return recall(self.observer, self._outside())
 
     def _check(self, wanted: Sequence[Setting]) -> None:
-        self.report.warnings += conflicts.check([*wanted, *self._others()], self.system)
+        self.report.warnings += conflicts.check(
+            [*wanted, *self._others()],
+            self.system,
+            lambda kind, name: self.observer.kind(kind).canonical(name),
+        )
         for kind_name, settings in self.observer.by_kind(wanted).items():
             self.observer.kind(kind_name).check(settings, self.missing)
 

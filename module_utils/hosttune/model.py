@@ -132,9 +132,30 @@ class Change:
     persist_only: bool = False
 
 
+def is_one_line(text: str) -> bool:
+    """Whether a text has no control character and is whole: it can be written to any file as it stands."""
+    return not any(ord(char) < 32 or 127 <= ord(char) < 160 or 0xD800 <= ord(char) < 0xE000 for char in text)
+
+
+def shown(value: Any) -> str:
+    """A value for a message: on one line, whatever is in it."""
+    text = str(value)
+    return text if is_one_line(text) else text.encode("unicode_escape", "backslashreplace").decode()
+
+
 def squeeze(text: str) -> str:
     """Runs of blanks as one space, ends stripped: the form in which values are compared and reported."""
     return " ".join(text.split())
+
+
+def octal_in_quotes(kind: str, name: str, value: Any) -> Refusal:
+    """What is said of a number where octal text belongs: YAML has turned 0644 into 420 before we see it."""
+    meant = f', such as "{value:04o}" if 0{value:o} stands there' if type(value) is int and value >= 0 else ""
+    return Refusal(
+        f"{value} is a number, and this takes octal text",
+        thing=f"{kind} {name}",
+        remedy=f"Put it in quotes in the inventory{meant}",
+    )
 
 
 def as_text(kind: str, name: str, value: Any) -> str:
@@ -152,7 +173,15 @@ def as_text(kind: str, name: str, value: Any) -> str:
     if value is None:
         raise Refusal("has no value", thing=f"{kind} {name}", remedy="Give one, or leave the name out")
     if isinstance(value, (str, int, float)):
-        return squeeze(str(value))
+        text = str(value)
+        for char in text:
+            if char not in "\t\r\n" and not is_one_line(char):
+                raise Refusal(
+                    f"{shown(char)} in its value is a control character or half of one",
+                    thing=f"{kind} {name}",
+                    remedy="Correct it in the inventory",
+                )
+        return squeeze(text)
     raise Refusal(
         f"the value is a {type(value).__name__}, but this kind takes text",
         thing=f"{kind} {name}",

@@ -3,7 +3,7 @@
 import os
 
 from hypothesis import settings
-from oracle_trees import COMPARISONS
+from oracle_trees import BAD_INPUT, COMPARISONS
 
 # Elsewhere each run tries new examples; in CI no change is refused for a fault that it did not bring.
 settings.register_profile("ci", derandomize=True)
@@ -25,3 +25,5 @@ def pytest_terminal_summary(terminalreporter):
     for comparison in COMPARISONS:
         if comparison.compared:
             terminalreporter.write_line(str(comparison))
+    if BAD_INPUT.cases:
+        terminalreporter.write_line(str(BAD_INPUT))

@@ -133,3 +133,16 @@ class Comparison:
 
 
 COMPARISONS: list[Comparison] = []
+
+
+@dataclass
+class BadInput:
+    """How many cases of bad input had their message in this run."""
+
+    cases: int = 0
+
+    def __str__(self) -> str:
+        return f"bad input: {self.cases} cases, each with its message"
+
+
+BAD_INPUT = BadInput()

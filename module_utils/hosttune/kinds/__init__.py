@@ -6,9 +6,9 @@ The import statements are literal, since Ansible ships to the host what it finds
 
 from __future__ import annotations
 
-from ..model import Refusal
+from ..model import Refusal, shown
 from ..system import System
-from .base import Kind
+from .base import Kind, did_you_mean
 
 #: Kinds in the order in which they are activated; undone in the opposite one. A module comes before its
 #: sysctl, fs.nr_open (sysctl) before nofile (limit, unit), files before the units that read them.
@@ -86,4 +86,13 @@ def load(name: str, system: System) -> Kind:
         from .service import ServiceKind
 
         return ServiceKind(system)
-    raise Refusal("no such kind of setting", thing=name, remedy=f"Kinds are {', '.join(ORDER)}")
+    raise unknown(name)
+
+
+def unknown(name: object, where: str = "") -> Refusal:
+    """What is said of a name that is no kind's."""
+    return Refusal(
+        f"{where and f'{shown(name)}: '}no such kind of setting",
+        thing=where or shown(name),
+        remedy=did_you_mean(shown(name), ORDER) or f"Kinds are {', '.join(ORDER)}",
+    )

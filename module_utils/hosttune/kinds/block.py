@@ -60,10 +60,15 @@ FORBIDDEN = {
 #: Modules that bring a scheduler: the kernel offers it only once it is loaded, but loads it when asked.
 SCHEDULER_MODULES = {"mq-deadline": "mq_deadline", "bfq": "bfq", "kyber": "kyber_iosched"}
 
+#: What these take (block/blk-sysfs.c); the other numbers are 0 or more.
+_RANGES = {"add_random": (0, 1), "iostats": (0, 1), "nomerges": (0, 2), "rq_affinity": (0, 2)}
+_NO_FEWER = {"wbt_lat_usec": -1}
+_LARGEST = 2**32 - 1
+
 _DEVICE = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*\Z")
 _IOSCHED = re.compile(r"iosched/[a-z_]+\Z")
 _PER_DISK = re.compile(r"[^ =]+=\S*( [^ =]+=\S*)*\Z")
-_NUMBER = re.compile(r"-?\d+\Z")
+_NUMBER = re.compile(r"-?[0-9]+\Z")
 _WORD = re.compile(r"[a-z0-9-]+\Z")
 _OURS = "/etc/udev/rules.d/60-hosttune-"
 
@@ -151,12 +156,20 @@ class BlockKind(Kind):
 
     @staticmethod
     def _check_value(setting: Setting, attribute: str) -> None:
-        if attribute == "scheduler" or _IOSCHED.match(attribute):
+        if _IOSCHED.match(attribute):
+            pattern, remedy = _WORD, "Give one number or word"
+        elif attribute == "scheduler":
             pattern, remedy = _WORD, "Give one word, such as none or mq-deadline"
         else:
             pattern, remedy = _NUMBER, "Give a whole number"
         if not pattern.match(setting.value):
             raise Refusal(f"'{setting.value}' is not of its type", thing=str(setting), remedy=remedy)
+        if pattern is _NUMBER:
+            low, high = _RANGES.get(attribute, (_NO_FEWER.get(attribute, 0), _LARGEST))
+            if not low <= int(setting.value) <= high:
+                raise Refusal(
+                    f"{setting.value} is out of range", thing=str(setting), remedy=f"Give {low} to {high}"
+                )
 
     def _check_scheduler(self, setting: Setting, target: str, attribute: str, names: set[str]) -> None:
         if attribute != "scheduler":

@@ -18,9 +18,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .. import atomic, keys
-from ..model import Change, Definition, FileImage, Planes, Refusal, Setting
+from ..model import Change, Definition, FileImage, Planes, Refusal, Setting, shown
 from ..systemd import Systemd
 from .base import Kind
+
+#: Names of users and groups (useradd(8) of Debian), and of units.
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.@-]*[$]?\Z")
+_UNIT = re.compile(r"[A-Za-z0-9:_.@\\-]+\.(service|socket|timer|path|target|mount)\Z")
 
 OPTIONS = {"content", "mode", "owner", "group", "secret", "reload", "restart"}
 
@@ -55,7 +59,8 @@ class FileKind(Kind):
                 thing=thing,
                 remedy='Write it in quotes, such as "0644"',
             )
-        if not name.startswith("/") or os.path.normpath(name) != name:
+        self._check_options(thing, value)
+        if not name.startswith("/") or name.startswith("//") or os.path.normpath(name) != name:
             raise Refusal(
                 "is no absolute path",
                 thing=thing,
@@ -71,8 +76,36 @@ class FileKind(Kind):
         digest = self._digest(name, _encoded(thing, value["content"]))
         return f"{digest} {int(mode, 8):04o} {value.get('owner', 'root')}:{value.get('group', 'root')}"
 
+    @staticmethod
+    def _check_options(thing: str, value: Mapping[str, Any]) -> None:
+        if not isinstance(value.get("secret", False), bool):
+            raise Refusal(
+                f"secret is '{shown(value['secret'])}'",
+                thing=thing,
+                remedy="Say true or false, without quotes",
+            )
+        for option, what in (("owner", "user"), ("group", "group")):
+            name = value.get(option, "root")
+            if not isinstance(name, str) or not _NAME.match(name):
+                raise Refusal(
+                    f"{option} '{shown(name)}' is no name of a {what}",
+                    thing=thing,
+                    remedy='Give the name, not the number: "root"',
+                )
+        for option in ("reload", "restart"):
+            unit = value.get(option, "")
+            if not isinstance(unit, str) or (unit and not _UNIT.match(unit)):
+                raise Refusal(
+                    f"{option} '{shown(unit)}' is no name of a unit",
+                    thing=thing,
+                    remedy=f"Write it with its type: {unit}.service"
+                    if isinstance(unit, str) and _NAME.match(unit)
+                    else "Give one unit with its type, such as ssh.service",
+                )
+
     def check(self, settings: Sequence[Setting], packages: Mapping[str, Sequence[str]]) -> None:
         for setting in settings:
+            self._check_place(setting)
             value = setting.asked if isinstance(setting.asked, dict) else {}
             for look_up, name, what in (
                 (pwd.getpwnam, value.get("owner"), "user"),
@@ -87,6 +120,15 @@ class FileKind(Kind):
                             thing=str(setting),
                             remedy=f"Make the {what} first, or name another",
                         ) from None
+
+    def _check_place(self, setting: Setting) -> None:
+        if os.path.isdir(self.system.path(setting.name)):
+            raise Refusal("is a folder", thing=str(setting), remedy="Name the file in it")
+        folder = os.path.dirname(setting.name)
+        while not os.path.lexists(self.system.path(folder)):
+            folder = os.path.dirname(folder)
+        if not os.path.isdir(self.system.path(folder)):
+            raise Refusal(f"{folder} is no folder", thing=str(setting), remedy="Correct the path")
 
     def _digest(self, name: str, content: bytes) -> str:
         asked = self._asked.get(name, {})

@@ -66,7 +66,7 @@ class LimitKind(Kind):
     def check(self, settings: Sequence[Setting], packages: Mapping[str, Sequence[str]]) -> None:
         for setting in settings:
             domain, kind, item = _split(setting)
-            if not domain or re.search(r"[\s#]", domain):
+            if not domain or re.search(r"[\s#]|\.\.", domain):
                 raise Refusal(
                     f"'{domain}' is no domain",
                     thing=str(setting),
@@ -97,7 +97,7 @@ class LimitKind(Kind):
                     remedy="Give a number, for nofile at most fs.nr_open",
                 )
             return
-        if not re.match(r"[+-]?\d+\Z", value):
+        if not re.match(r"[+-]?[0-9]+\Z", value):
             raise Refusal(
                 f"'{setting.value}' is no whole number",
                 thing=str(setting),

@@ -126,6 +126,12 @@ class ManagerKind(Kind):
                 _canonical(setting.name, setting.value)
             except ValueError as error:
                 raise Refusal(str(error), thing=str(setting), remedy="See systemd-system.conf(5)") from error
+            if setting.name == "DefaultOOMScoreAdjust" and not -1000 <= integer(setting.value) <= 1000:
+                raise Refusal(
+                    f"{setting.value} is out of range", thing=str(setting), remedy="Give -1000 to 1000"
+                )
+            if setting.name in _CPU_SETS:
+                check_present(self.system, setting, setting.name)
 
     def same(self, name: str, wanted: str, found: str) -> bool:
         try:
@@ -271,6 +277,26 @@ def agrees(kind: Kind, name: str, planes: Planes) -> bool:
         or not winner.value
         or (planes.live is not None and kind.same(name, winner.value, planes.live))
     )
+
+
+def check_present(system: System, setting: Setting, directive: str) -> None:
+    """Raises Refusal for CPUs or NUMA nodes that this host does not have."""
+    if setting.value in ("numa", "all"):
+        return
+    what, file = ("CPUs", "/sys/devices/system/cpu/present")
+    if directive.endswith(("Mask", "MemoryNodes")):
+        what, file = ("NUMA nodes", "/sys/devices/system/node/possible")
+    try:
+        present = system.read_value(file)
+        missing = cpu_set(setting.value) - cpu_set(present)
+    except (OSError, ValueError):
+        return  # nothing to compare with
+    if missing:
+        raise Refusal(
+            f"'{setting.value}' names {what} that this host does not have",
+            thing=str(setting),
+            remedy=f"It has {present}",
+        )
 
 
 def definitions(lines: Sequence[Assignment], accumulating: bool) -> list[Definition]:

@@ -173,8 +173,13 @@ class PostgresKind(Kind):
         self._asked[name] = text
         return text
 
+    def canonical(self, name: str) -> str:
+        cluster, parameter = split(name)
+        return f"{cluster}/{parameter.lower()}"
+
     def check(self, settings: Sequence[Setting], packages: Mapping[str, Sequence[str]]) -> None:
         by_cluster: dict[str, list[Setting]] = {}
+        seen: dict[str, Setting] = {}
         for setting in settings:
             parts = setting.name.split("/")
             if len(parts) != 3 or not all(parts):
@@ -184,7 +189,14 @@ class PostgresKind(Kind):
                     remedy="Names are VERSION/CLUSTER/NAME, such as 15/main/shared_buffers",
                 )
             if not _NAME.match(parts[2]):
-                raise Refusal(f"'{parts[2]}' is no name of a parameter", thing=str(setting))
+                raise Refusal(
+                    f"'{parts[2]}' is no name of a parameter",
+                    thing=str(setting),
+                    remedy="Give letters, digits and underscores, such as shared_buffers",
+                )
+            other = seen.setdefault(self.canonical(setting.name), setting)
+            if other is not setting:
+                raise Refusal(f"is the same as {other.name}", thing=str(setting), remedy="Name it once")
             by_cluster.setdefault(split(setting.name)[0], []).append(setting)
         for cluster, mine in by_cluster.items():
             if not self.system.exists(f"{CONF}/{cluster}/postgresql.conf"):

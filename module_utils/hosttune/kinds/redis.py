@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .. import atomic, redisconf, redisvalues
-from ..model import Change, Definition, FileImage, Planes, Refusal, Setting
+from ..model import Change, Definition, FileImage, Planes, Refusal, Setting, octal_in_quotes
 from ..redisconf import Configuration
 from ..resp import Address, Connection, ReplyError
 from ..system import System
@@ -92,6 +92,8 @@ class RedisKind(Kind):
             value = " ".join(value)
         if isinstance(value, str) and "\n" in value:
             raise Refusal("holds a line break", thing=f"redis {name}", remedy="Write it on one line")
+        if redisvalues.directive(split(name)[1]).form == "octal" and isinstance(value, (int, float)):
+            raise octal_in_quotes(self.name, name, value)
         self._asked[name] = super().text(name, value)
         return self._asked[name]
 

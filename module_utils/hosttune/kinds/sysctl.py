@@ -13,9 +13,11 @@ import fnmatch
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
+from .. import cpulist
 from ..model import Change, Definition, Planes, Refusal, Setting, squeeze
-from ..system import KERNEL_SHARED
+from ..system import KERNEL_SHARED, System
 from .base import Kind, did_you_mean, ordered_files
 
 FOLDERS = ("/etc/sysctl.d", "/run/sysctl.d", "/usr/local/lib/sysctl.d", "/usr/lib/sysctl.d", "/lib/sysctl.d")
@@ -40,7 +42,15 @@ RAISE_ONLY = {
 ZEROING_PAIRS = (
     ("vm.dirty_ratio", "vm.dirty_bytes"),
     ("vm.dirty_background_ratio", "vm.dirty_background_bytes"),
+    ("vm.overcommit_ratio", "vm.overcommit_kbytes"),
 )
+#: Of these the kernel refuses a zero: only their twin brings it (mm/page-writeback.c).
+NO_ZERO = frozenset({"vm.dirty_bytes", "vm.dirty_background_bytes"})
+#: Of the others a written zero does not zero the twin either where the value was zero before.
+_ZERO_IS_NO_CHANGE = frozenset({"vm.dirty_ratio"})
+#: Writing it writes the others too, and it shows whether any of them is on (kernel/watchdog.c).
+WATCHDOG = "kernel.watchdog"
+WATCHDOGS = frozenset({"kernel.nmi_watchdog", "kernel.soft_watchdog"})
 
 TWINS = {**dict(ZEROING_PAIRS), **{second: first for first, second in ZEROING_PAIRS}}
 
@@ -61,6 +71,44 @@ CONDITIONAL = {
     "vm.zone_reclaim_mode": "the kernel was built without CONFIG_NUMA",
 }
 
+#: Bounds that the kernel itself has, where every supported one has the same.
+RANGES = {
+    "kernel.dmesg_restrict": (0, 1),
+    "kernel.nmi_watchdog": (0, 1),
+    "kernel.perf_cpu_time_max_percent": (0, 100),
+    "kernel.sched_autogroup_enabled": (0, 1),
+    "kernel.soft_watchdog": (0, 1),
+    "kernel.watchdog": (0, 1),
+    "kernel.watchdog_thresh": (0, 60),
+    "vm.compaction_proactiveness": (0, 100),
+    "vm.dirty_background_ratio": (0, 100),
+    "vm.dirty_ratio": (0, 100),
+    "vm.overcommit_memory": (0, 2),
+    "vm.panic_on_oom": (0, 2),
+    "vm.swappiness": (0, 200),
+}
+#: No key holds more bits.
+_LARGEST = 2**64 - 1
+
+#: Keys of text, also where it looks like a number.
+_TEXTS = frozenset(
+    {
+        "kernel.core_pattern",
+        "kernel.domainname",
+        "kernel.hostname",
+        "kernel.modprobe",
+        "kernel.poweroff_cmd",
+        "net.core.default_qdisc",
+        "net.ipv4.tcp_congestion_control",
+        "net.ipv4.tcp_fastopen_key",
+    }
+)
+#: Lists of numbers and ranges, which the kernel prints in its own form (proc_do_large_bitmap).
+_LISTS = frozenset({"kernel.watchdog_cpumask", "net.ipv4.ip_local_reserved_ports"})
+#: CPU masks in hex, and words of which the order does not count.
+_MASKS = frozenset({"net.core.flow_limit_cpu_bitmap", "net.core.rps_default_mask"})
+_SETS = frozenset({"net.ipv4.tcp_allowed_congestion_control"})
+
 #: A tick of the slowest kernel (CONFIG_HZ=100).
 _LONGEST_TICK_MS = 10
 #: What systemd strips from lines, keys and values; and the length of a line in bytes that it does not read.
@@ -69,6 +117,10 @@ LONGEST_LINE = 1024 * 1024
 
 CONGESTION_CONTROL = "net/ipv4/tcp_congestion_control"
 
+_NUMBERS = re.compile(r"-?[0-9]+( -?[0-9]+)*\Z")
+#: As proc_get_long() reads it: hex after 0x, octal after 0.
+_NUMBER = re.compile(r"(-?)(?:0[xX]([0-9a-fA-F]+)|(0[0-7]*)|([1-9][0-9]*))\Z")
+_LIST = re.compile(r"((0|[1-9][0-9]*)(-(0|[1-9][0-9]*))?(,(?=[0-9])|\Z))*\Z")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./:@*?\-]*\Z")
 
 
@@ -87,6 +139,11 @@ def to_path(name: str) -> str:
 def to_name(path: str) -> str:
     """The dotted key of a path below /proc/sys."""
     return path.translate(str.maketrans("./", "/."))
+
+
+def dotted(name: str) -> str:
+    """The dotted form of a key in either spelling, as the tables here have it."""
+    return to_name(to_path(name))
 
 
 def assignments(text: str) -> Iterator[tuple[int, str, str | None]]:
@@ -122,6 +179,11 @@ def is_glob(path: str) -> bool:
 class SysctlKind(Kind):
     name = "sysctl"
 
+    def __init__(self, system: System) -> None:
+        super().__init__(system)
+        #: when systemd-sysctl writes a path (or what a glob stands for) at boot: a greater number is later
+        self._turns: dict[str, int] = {}
+
     # names
 
     def _own(self, path: str) -> str:
@@ -154,8 +216,20 @@ class SysctlKind(Kind):
                     "is no sysctl name", thing=str(setting), remedy="Names are dotted, such as vm.swappiness"
                 )
             path = to_path(setting.name)
-            if self.system.exists(f"/proc/sys/{path}") or setting.name in CONDITIONAL:
+            below = [to_name(f"{path}/{leaf}") for leaf in self.system.names(f"/proc/sys/{path}")]
+            if below:
+                raise Refusal(
+                    "is a folder", thing=str(setting), remedy=f"Name a key in it: {', '.join(below[:8])}"
+                )
+            if dotted(setting.name) == WATCHDOG:
+                raise Refusal(
+                    f"writes {' and '.join(sorted(WATCHDOGS))} and has no value of its own",
+                    thing=str(setting),
+                    remedy="Ask for these two",
+                )
+            if self.system.exists(f"/proc/sys/{path}") or dotted(setting.name) in CONDITIONAL:
                 self._check_type(setting, path)
+                self._check_zero(setting, path, settings)
                 continue
             if setting.notes.get("module"):
                 continue  # its module, which the same call loads, brings it
@@ -183,10 +257,20 @@ class SysctlKind(Kind):
             live = self.system.read_value(f"/proc/sys/{path}")
         except OSError:
             return  # `read` says why it is unknown
-        numbers = re.compile(r"-?\d+( -?\d+)*\Z")
-        if not numbers.match(live):
+        name = dotted(setting.name)
+        if name in _LISTS or name in _MASKS:
+            try:
+                _in_form(name, setting.value)
+            except ValueError:
+                what, such = ("list", "0-3,8") if name in _LISTS else ("mask", "f for CPUs 0 to 3")
+                what = "list of ports" if name.endswith("_ports") else f"CPU {what}"
+                raise Refusal(
+                    f"'{setting.value}' is no {what}", thing=str(setting), remedy=f"Give one such as {such}"
+                ) from None
             return
-        if not numbers.match(setting.value):
+        if name in _TEXTS or not _NUMBERS.match(live):
+            return
+        if not _NUMBERS.match(setting.value):
             raise Refusal(
                 f"'{setting.value}' is not of its type: the kernel shows {live}",
                 thing=str(setting),
@@ -194,15 +278,44 @@ class SysctlKind(Kind):
                 if " " not in live
                 else f"Give {len(live.split())} whole numbers",
             )
+        if re.search(r"(?:\A|[ -])0[0-9]", setting.value):
+            raise Refusal(
+                f"'{setting.value}' has a leading zero, with which the kernel reads it as octal",
+                thing=str(setting),
+                remedy="Write the number without it",
+            )
         if len(setting.value.split()) != len(live.split()):
             raise Refusal(
                 f"'{setting.value}' has {len(setting.value.split())} fields, the kernel shows {live}",
                 thing=str(setting),
                 remedy=f"Give {len(live.split())} whole numbers",
             )
+        low, high = RANGES.get(name, (-_LARGEST, _LARGEST))
+        if not all(low <= int(one) <= high for one in setting.value.split()):
+            raise Refusal(
+                f"{setting.value} is out of range", thing=str(setting), remedy=f"Give {low} to {high}"
+            )
+
+    def _check_zero(self, setting: Setting, path: str, settings: Sequence[Setting]) -> None:
+        """A zero that the kernel refuses, and that nothing in this call brings."""
+        name = dotted(setting.name)
+        if name not in NO_ZERO or setting.value != "0" or self._own(path):
+            return
+        if any(dotted(one.name) == TWINS[name] and one.value != "0" for one in settings):
+            return
+        try:
+            live = self.system.read_value(f"/proc/sys/{path}")
+        except OSError:
+            return  # `read` says why it is unknown
+        if live != "0":
+            raise Refusal(
+                f"is {live}, and the kernel refuses to write 0 there",
+                thing=str(setting),
+                remedy=f"Ask for {TWINS[name]}: writing that one sets this one to 0",
+            )
 
     def target(self, name: str, asked: str, baseline: str | None) -> str:
-        fields = RAISE_ONLY.get(name)
+        fields = RAISE_ONLY.get(dotted(name))
         if fields is None or baseline is None:
             return asked
         wanted, found = asked.split(), baseline.split()
@@ -216,12 +329,27 @@ class SysctlKind(Kind):
     # planes
 
     def read(self, names: Sequence[str]) -> dict[str, Planes]:
+        others = {name: _overwriting(dotted(name)) for name in names}
         try:
-            persisted = self._persisted({to_path(name) for name in names})
+            persisted = self._persisted({to_path(name) for pair in others.items() for name in pair if name})
         except OSError as error:
             reason = f"{error.filename}: {error.strerror}"
             return {name: Planes(unknown=reason) for name in names}
-        return {name: self._read_one(name, persisted[to_path(name)]) for name in names}
+        found = {}
+        for name, other in others.items():
+            planes = found[name] = self._read_one(name, list(persisted[to_path(name)]))
+            later = persisted[to_path(other)][-1:] if other else []
+            if planes.winner is None or not later:
+                continue
+            value = later[0].value if other == WATCHDOG else "0"
+            if self._turns[to_path(other)] < self._turns[to_path(name)] or planes.winner.value == value:
+                continue
+            if other == WATCHDOG or _zeroes(other, later[0].value):
+                planes.definitions.append(replace(later[0], value=value))
+                planes.where = (
+                    f"{later[0].file}:{later[0].line} sets {other} after it, which sets it to {value}"
+                )
+        return found
 
     def _read_one(self, name: str, definitions: list[Definition]) -> Planes:
         path = to_path(name)
@@ -230,7 +358,7 @@ class SysctlKind(Kind):
         try:
             planes.live = self.system.read_value(f"/proc/sys/{path}")
         except FileNotFoundError:
-            reason = foreign or CONDITIONAL.get(name, "this kernel has no such key")
+            reason = foreign or CONDITIONAL.get(dotted(name), "this kernel has no such key")
             planes.unsupported = f"{reason}: no /proc/sys/{path}"
             if not foreign and self.system.container:
                 planes.unsupported = f"no /proc/sys/{path} in this host's network namespace"
@@ -259,6 +387,8 @@ class SysctlKind(Kind):
 
     def _persisted(self, paths: set[str]) -> dict[str, list[Definition]]:
         """Every definition of each path in reading order, the winner last; raises OSError."""
+        self._turns = turns = {}
+        turn = 0
         literal: dict[str, list[Definition]] = {path: [] for path in paths}
         globs: dict[str, Definition] = {}
         excluded: set[str] = set()
@@ -272,17 +402,23 @@ class SysctlKind(Kind):
                         excluded.add(path)
                     continue
                 found = Definition(squeeze(value), file, number)
+                turn += 1
                 if is_glob(path):
                     if path in globs and globs[path].value != found.value:
                         # Another value takes the pattern to the end, the same one keeps its place.
                         del globs[path]
-                    globs.setdefault(path, found)
+                    if globs.setdefault(path, found) is found:
+                        turns[path] = turn
                 elif path in literal:
+                    if not literal[path] or literal[path][-1].value != found.value:
+                        turns[path] = turn
                     literal[path].append(found)
                     excluded.discard(path)
         for path, definitions in literal.items():
             if not definitions and path not in excluded:
-                definitions.extend(self._globbed(path, globs))
+                for pattern, found in self._globbed(path, globs):
+                    definitions.append(found)
+                    turns[path] = turns[pattern]
         return literal
 
     def _text(self, file: str) -> str:
@@ -294,16 +430,19 @@ class SysctlKind(Kind):
                 return ""
             raise
 
-    def _globbed(self, path: str, globs: Mapping[str, Definition]) -> list[Definition]:
-        """What globs give a key that no line names: nothing where the kernel does not have it."""
+    def _globbed(self, path: str, globs: Mapping[str, Definition]) -> list[tuple[str, Definition]]:
+        """The globs, with what they give, of a key that no line names: none where the kernel lacks it."""
         if not self.system.exists(f"/proc/sys/{path}"):
             return []
-        return [found for pattern, found in globs.items() if _path_match(path, pattern)]
+        return [one for one in globs.items() if _path_match(path, one[0])]
 
     def same(self, name: str, wanted: str, found: str) -> bool:
         if wanted == found:
             return True
-        return [_number(one) for one in wanted.split()] == [_number(one) for one in found.split()]
+        try:
+            return _in_form(dotted(name), wanted) == _in_form(dotted(name), found)
+        except ValueError:
+            return False
 
     def clamps(self, name: str, wanted: str, found: str) -> str:
         if not (wanted.isdigit() and found.isdigit()):
@@ -321,16 +460,20 @@ class SysctlKind(Kind):
         return f"/etc/sysctl.d/60-hosttune-{owner}.conf"
 
     def body(self, settings: Sequence[Setting]) -> str:
-        return "".join(f"{setting.name} = {setting.value}\n" for setting in settings)
+        # In the order in which they are written at boot; a dash, since of some a zero is refused.
+        lines = sorted(settings, key=lambda one: (_rank(one.name, one.value), one.name))
+        return "".join(
+            f"{'-' if dotted(one.name) in NO_ZERO and one.value == '0' else ''}{one.name} = {one.value}\n"
+            for one in lines
+        )
 
     # the live plane
 
     def coupled(self, name: str) -> dict[str, str]:
-        """Of vm.dirty_bytes and its kin the twin: the kernel refuses their 0, only the twin brings it."""
-        if name not in TWINS:
-            return {}
+        """The twin, which writing this one sets to zero."""
+        twin = TWINS.get(dotted(name), "")
         try:
-            return {TWINS[name]: self.system.read_value(f"/proc/sys/{to_path(TWINS[name])}")}
+            return {twin: self.system.read_value(f"/proc/sys/{to_path(twin)}")} if twin else {}
         except OSError:
             return {}  # a key without its twin zeroes nothing
 
@@ -358,27 +501,36 @@ def _writes(changes: Sequence[Change]) -> list[tuple[Change, str, str]]:
     The zero of a key whose twin is written is not: the twin brings it, and the kernel refuses some.
     """
     found = []
-    brought = {TWINS[one.name] for one in changes if one.name in TWINS and one.value != "0"}
-    for change in _in_order(changes):
-        if change.value == "0" and change.name in brought:
+    brought = {TWINS[dotted(one.name)] for one in changes if dotted(one.name) in TWINS and one.value != "0"}
+    for change in sorted(changes, key=lambda one: (_rank(one.name, one.value), one.name)):
+        name = dotted(change.name)
+        if change.value == "0" and name in brought:
             continue
         coupled = change.asked.get("coupled") if change.undo and change.value == "0" else None
-        name, value = next(iter(coupled.items())) if coupled else (change.name, change.value)
-        found.append((change, name, value))
+        found.append(
+            (change, *next(iter(coupled.items()))) if coupled else (change, change.name, change.value)
+        )
     return found
 
 
-def _in_order(changes: Sequence[Change]) -> list[Change]:
-    """fs.nr_open before everything that is bounded by it; else by name.
+def _rank(name: str, value: str) -> int:
+    """What is written first: fs.nr_open, which bounds others.
 
     Of two keys that zero each other (vm.dirty_ratio, vm.dirty_bytes) the one not zero is written last.
     """
+    if dotted(name) == "fs.nr_open":
+        return 0
+    return 2 if dotted(name) in TWINS and value != "0" else 1
 
-    def rank(change: Change) -> tuple[int, int, str]:
-        zeroed_by_pair = change.name.startswith("vm.dirty_") and change.value != "0"
-        return (0 if change.name == "fs.nr_open" else 1, 1 if zeroed_by_pair else 0, change.name)
 
-    return sorted(changes, key=rank)
+def _overwriting(name: str) -> str:
+    """The key that, written after this one, gives it another value; empty where there is none."""
+    return WATCHDOG if name in WATCHDOGS else TWINS.get(name, "")
+
+
+def _zeroes(name: str, value: str) -> bool:
+    """Whether writing this value to a key of ZEROING_PAIRS, after its twin was written, zeroes the twin."""
+    return _number(value) != 0 or name not in NO_ZERO | _ZERO_IS_NO_CHANGE
 
 
 def _path_match(path: str, pattern: str) -> bool:
@@ -387,8 +539,31 @@ def _path_match(path: str, pattern: str) -> bool:
     return len(parts) == len(wanted) and all(map(fnmatch.fnmatchcase, parts, wanted))
 
 
-def _number(text: str) -> object:
-    try:
-        return int(text, 0)
-    except ValueError:
+def _in_form(name: str, text: str) -> object:
+    """What can be compared of a value; raises ValueError for no list or mask where one belongs."""
+    if name in _TEXTS:
         return text
+    if name in _LISTS:
+        if not _LIST.match(text):
+            raise ValueError(text)
+        return cpulist.parse(text)
+    if name in _MASKS:
+        return mask(text)
+    return set(text.split()) if name in _SETS else [_number(one) for one in text.split()]
+
+
+def mask(text: str) -> set[int]:
+    """The CPUs of a hex mask as the kernel takes it, which knows no 0x there; raises ValueError."""
+    if text[:2].lower() == "0x":
+        raise ValueError(f"'{text}' is no CPU mask")
+    return cpulist.from_mask(text)
+
+
+def _number(text: str) -> object:
+    """A number as the kernel reads it; what it does not read as one stays text."""
+    found = _NUMBER.match(text)
+    if found is None:
+        return text
+    minus, hexadecimal, octal, decimal = found.groups()
+    number = int(hexadecimal, 16) if hexadecimal else int(octal, 8) if octal else int(decimal)
+    return -number if minus else number

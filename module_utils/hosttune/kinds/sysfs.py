@@ -19,10 +19,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from .. import cpulist
 from ..model import Change, Definition, Planes, Refusal, Setting, squeeze
 from ..system import KERNEL_SHARED, System
 from .base import Kind, did_you_mean, ordered_files
+from .sysctl import mask
 
 FOLDERS = (
     "/etc/tmpfiles.d",
@@ -64,7 +64,9 @@ _CHOSEN = re.compile(r"(?:^| )\[([^\]]*)\](?: |$)")
 #: Types of tmpfiles.d that write to an existing file; those that share the paths of `w` and own them; and
 #: those that share its paths only.
 _WRITING, _OWNING, _PLACING = "wfF", "xXrRe", "zZtThHaAm"
-_NUMBER = re.compile(r"-?\d+\Z")
+_NUMBER = re.compile(r"-?(0+|[1-9][0-9]*)\Z")
+#: What a boolean module parameter takes (kstrtobool); it shows Y or N.
+_TRUE, _FALSE = frozenset({"y", "1", "t", "on"}), frozenset({"n", "0", "f", "of", "off"})
 _ESCAPE = re.compile(r"\\(x[0-9a-fA-F]{2}|[0-7]{3}|.)")
 _ESCAPED = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "s": " ", "t": "\t", "v": "\v"}
 
@@ -152,6 +154,17 @@ class SysfsKind(Kind):
                 offered = self.system.read_value(f"/sys/{os.path.dirname(path)}/{beside}").split()
             except OSError:
                 return
+        if _is_mask(path):
+            try:
+                mask(setting.value)
+            except ValueError:
+                raise Refusal(
+                    f"'{setting.value}' is no CPU mask",
+                    thing=str(setting),
+                    remedy="Give one in hex, such as f for CPUs 0 to 3",
+                ) from None
+        if _is_boolean(path, live) and _boolean(setting.value) is None:
+            raise Refusal(f"'{setting.value}' is no boolean", thing=str(setting), remedy="Give Y or N")
         if offered and setting.value not in offered:
             raise Refusal(
                 f"'{setting.value}' is not offered by the kernel",
@@ -160,11 +173,18 @@ class SysfsKind(Kind):
             )
         # pm_qos_resume_latency_us reads 0 for "no limit" and takes n/a for "none at all".
         takes_text = _is_mask(path) or "pm_qos" in path
-        if _NUMBER.match(live) and not _NUMBER.match(setting.value) and not takes_text:
+        is_number = re.match(r"-?[0-9]+\Z", setting.value)
+        if _NUMBER.match(live) and not is_number and not takes_text:
             raise Refusal(
                 f"'{setting.value}' is not of its type: the kernel shows {live}",
                 thing=str(setting),
                 remedy="Give a whole number",
+            )
+        if not _NUMBER.match(setting.value) and _NUMBER.match(live) and not takes_text:
+            raise Refusal(
+                f"'{setting.value}' has a leading zero, with which many attributes read it as octal",
+                thing=str(setting),
+                remedy="Write the number without it",
             )
 
     def same(self, name: str, wanted: str, found: str) -> bool:
@@ -172,10 +192,19 @@ class SysfsKind(Kind):
             return True
         if _is_mask(short(name)):
             try:
-                return cpulist.from_mask(wanted) == cpulist.from_mask(found)
+                return mask(wanted) == mask(found)
             except ValueError:
                 return False
+        if short(name).startswith("module/") and self._shows_boolean(short(name)):
+            one, other = _boolean(wanted), _boolean(found)
+            return one is not None and one == other
         return bool(_NUMBER.match(wanted) and _NUMBER.match(found)) and int(wanted) == int(found)
+
+    def _shows_boolean(self, path: str) -> bool:
+        try:
+            return _is_boolean(path, self.system.read_value(f"/sys/{path}"))
+        except OSError:
+            return False
 
     # planes
 
@@ -235,7 +264,18 @@ def _absent(path: str) -> str:
 def _is_mask(path: str) -> bool:
     """Whether an attribute is a CPU mask in hex, which the kernel pads as it likes."""
     leaf = os.path.basename(path)
-    return leaf in ("cpumask", "rps_cpus", "xps_cpus") or leaf.endswith("_cpumask")
+    return leaf in ("cpumask", "rps_cpus", "xps_cpus", "xps_rxqs") or leaf.endswith("_cpumask")
+
+
+def _is_boolean(path: str, live: str) -> bool:
+    """Whether an attribute is a boolean parameter of a module: one that is a number shows 1 or 0."""
+    return path.startswith("module/") and "/parameters/" in path and live in ("Y", "N")
+
+
+def _boolean(text: str) -> bool | None:
+    """What kstrtobool() makes of a word."""
+    word = text.lower()
+    return True if word in _TRUE else False if word in _FALSE else None
 
 
 def _escape(value: str) -> str:

@@ -24,8 +24,9 @@ import shlex
 import signal
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
-from ..model import Change, Planes, Refusal, Setting, squeeze
+from ..model import Change, Planes, Refusal, Setting, octal_in_quotes, squeeze
 from ..system import System
 from ..systemd import (
     Assignment,
@@ -47,7 +48,7 @@ from ..systemd import (
     size,
 )
 from .base import Kind, did_you_mean
-from .manager import agrees, definitions, memory_policy, words
+from .manager import agrees, check_present, definitions, memory_policy, words
 
 #: The section that is a unit type's own.
 SECTIONS = {
@@ -249,6 +250,12 @@ class UnitKind(Kind):
 
     # names and values
 
+    def text(self, name: str, value: Any) -> str:
+        directive = name.rpartition("/")[2]
+        if (directive == "UMask" or directive.endswith("Mode")) and isinstance(value, (int, float)):
+            raise octal_in_quotes(self.name, name, value)
+        return super().text(name, value)
+
     def check(self, settings: Sequence[Setting], packages: Mapping[str, Sequence[str]]) -> None:
         known = self._directives()
         shown = self._shown({split(one.name)[0] for one in settings if one.name.count("/") == 2}, ())
@@ -340,20 +347,8 @@ class UnitKind(Kind):
                 thing=str(setting),
                 remedy=f"Give {within[0]} to {within[1]}" if within else "See systemd.directives(7)",
             )
-        if directive in _CPU_SETS and value not in ("numa", "all"):
-            what, file = ("CPUs", "/sys/devices/system/cpu/present")
-            if directive.endswith(("Mask", "MemoryNodes")):
-                what, file = ("NUMA nodes", "/sys/devices/system/node/possible")
-            try:
-                present = cpu_set(self.system.read_value(file))
-            except (OSError, ValueError):
-                return  # nothing to compare with
-            if not cpu_set(value) <= present:
-                raise Refusal(
-                    f"'{value}' names {what} that this host does not have",
-                    thing=str(setting),
-                    remedy=f"It has {self.system.read_value(file)}",
-                )
+        if directive in _CPU_SETS:
+            check_present(self.system, setting, directive)
 
     def _directives(self) -> dict[str, frozenset[str]]:
         """Section -> the directives that this systemd knows there; empty where it does not say."""
