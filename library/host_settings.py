@@ -198,7 +198,9 @@ pending:
   type: list
   elements: dict
 undone:
-  description: Settings given back, with the values that were there before and what they still need.
+  description:
+    - Settings given back, with the values that were there before, those that stood at the start of this call
+      (C(from), a dict with C(live) and C(persisted)) and what they still need.
   returned: always
   type: list
   elements: dict

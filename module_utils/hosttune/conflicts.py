@@ -6,6 +6,7 @@ What cannot be had together is a Refusal that names both sides; what can, and se
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Callable
 
 from .kinds.sysctl import ZEROING_PAIRS
 from .model import Refusal, Setting
@@ -28,9 +29,15 @@ _BACKGROUND = (
 _REDIS_RESERVED = 32
 
 
-def check(settings: Sequence[Setting], system: System) -> list[str]:
-    """Raises Refusal for the first contradiction; returns what is merely unwise."""
-    asked = _by_key(settings)
+def check(
+    settings: Sequence[Setting], system: System, canonical: Callable[[Setting], str] = lambda one: one.name
+) -> list[str]:
+    """Raises Refusal for the first contradiction; returns what is merely unwise.
+
+    `canonical` gives the one spelling of a setting's name (Kind.canonical).
+    """
+    _one_owner(settings, canonical)
+    asked = {one.key: one for one in settings}
     for pair in ZEROING_PAIRS:
         _zeroing(asked, *pair)
     for pair in _BACKGROUND:
@@ -41,17 +48,20 @@ def check(settings: Sequence[Setting], system: System) -> list[str]:
     return [*_backlogs(settings, asked, system), *_redis_clients(settings), *_tasks(settings, asked, system)]
 
 
-def _by_key(settings: Sequence[Setting]) -> dict[tuple[str, str], Setting]:
+def _one_owner(settings: Sequence[Setting], canonical: Callable[[Setting], str]) -> None:
     found: dict[tuple[str, str], Setting] = {}
     for setting in settings:
-        other = found.setdefault(setting.key, setting)
+        other = found.setdefault((setting.kind, canonical(setting)), setting)
+        if other.owner == setting.owner and other.name != setting.name:
+            continue  # named twice by one owner: its kind says so
         if other is not setting:
+            spelled = "" if other.name == setting.name else f" as {other.name}"
             raise Refusal(
-                f"has two owners: {other.owner} ('{other.value}') and {setting.owner} ('{setting.value}')",
+                f"has two owners: {other.owner} ('{other.value}'{spelled}) and {setting.owner} "
+                f"('{setting.value}')",
                 thing=str(setting),
                 remedy=_BOTH_RIGHT.get(setting.key, "Leave it to one of them"),
             )
-    return found
 
 
 def _number(asked: Mapping[tuple[str, str], Setting], system: System, name: str) -> int | None:

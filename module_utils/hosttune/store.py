@@ -75,7 +75,7 @@ def save_json(system: System, path: str, content: dict[str, Any], mode: int, fol
 class Ledger:
     """What each setting and each file was before it was first touched.
 
-    settings: kind -> name -> {owner, live, persisted, verdict, run}
+    settings: kind -> name -> {owner, live, persisted, verdict, run, undo_failed?}
     files: path -> {kind, owner, written: [digest], original: null | {content, mode, uid, gid}}
     folders: those that we made, outermost first
     chain: {sequence, run, digest} of each run that wrote it, the newest last; a digest is over the one before
