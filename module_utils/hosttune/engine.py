@@ -151,6 +151,11 @@ class _Run:
         self.shall: dict[str, tuple[str, str, FileImage]] = {}
 
     def walk(self) -> Report:
+        for kind_name, names in self.ledger.settings.items():
+            for name, entry in names.items():
+                if "undo_failed" in entry:
+                    setting = Setting(entry["owner"], kind_name, name, "", entry["undo_failed"])
+                    self.observer.kind(kind_name).recall(setting)
         recall(self.observer, self.manifest.owners)  # also of what this call undoes
         wanted = self._wanted()
         self._respell(wanted)
@@ -725,7 +730,7 @@ class _Run:
             touched.setdefault(removed[path], []).append(path)
         for (kind_name, name), was in undone.items():
             place = self.observer.kind(kind_name).managed_file(was["owner"], name)
-            if was.get("undo_failed") and place and place not in touched.setdefault(kind_name, []):
+            if "undo_failed" in was and place and place not in touched.setdefault(kind_name, []):
                 touched[kind_name].append(place)  # its file is back, what runs has not taken it up
         for kind_name in kinds.ORDER:
             todo = list(changes.get(kind_name, []))
@@ -832,7 +837,10 @@ class _Run:
                     )
         for (kind_name, name), was in undone.items():
             if self._has_failed(kind_name, was["owner"], name):
-                self.ledger.settings[kind_name][name]["undo_failed"] = True
+                # What the manifest kept of it beside its value (which unit to reload) is needed once more.
+                known = self.manifest.owners.get(was["owner"], {}).get(kind_name, {}).get(name, {})
+                options = was.get("undo_failed") or known.get("options") or {}
+                self.ledger.settings[kind_name][name]["undo_failed"] = options
             elif self._is_given_back(kind_name, name, was, planes[kind_name, name]):
                 self.ledger.forget_setting(kind_name, name)
         for given in self.report.undone:

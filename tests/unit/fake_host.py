@@ -210,7 +210,7 @@ class FullHost(FakeHost):
         runs = {"start": "active", "stop": "inactive"}
         if verb in states:
             self.played["services"][unit]["UnitFileState"] = states[verb]
-        else:
+        elif verb != "reload":
             if verb in ("stop", "restart") or self.played["services"][unit]["ActiveState"] == "inactive":
                 self._end(unit)
                 if verb != "stop":

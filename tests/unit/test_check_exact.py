@@ -287,7 +287,8 @@ def told_live(report) -> dict[tuple[str, str], tuple[str, str]]:
             assert list(sides[0]) == list(sides[1])
             for name in sides[0]:
                 found[kind, name] = (sides[0][name], sides[1][name])
-    return found
+    # Of what systemd shows no property nothing is live until it has read its files again.
+    return {key: sides for key, sides in found.items() if sides != ("(absent)", "")}
 
 
 def judgements(report, failed) -> dict[tuple[str, str], tuple[str, str]]:
@@ -417,7 +418,7 @@ def judge(host: FullHost, request) -> None:
             [one.before["persisted"], one.before["live"]] if key[0] == "service" else [one.before["live"]]
         )
         assert planes == [None] or " ".join(planes) == live_before[key], key
-        assert planes != [None] or live_before.get(key) is None, key
+        assert planes != [None] or not live_before.get(key), key
     assert done.changed == bool(
         told_files
         or moved
