@@ -170,7 +170,10 @@ EXAMPLES = r"""
 
 RETURN = r"""
 settings:
-  description: Every setting of the call with its planes and verdict at the end of the run (check mode, now).
+  description:
+    - Every setting of the call with its planes and verdict at the end of the run (check mode, now).
+    - C(needs) is what it takes at the end of the run until the value is in force, C(disruption) the class of
+      what the change and that do to the host. Check mode says both as the run would.
   returned: always
   type: list
   elements: dict
@@ -193,7 +196,9 @@ counts:
   type: dict
   sample: {in_sync: 41, unsupported: 3}
 pending:
-  description: Settings that wait for a restart, a reboot or the closed market.
+  description:
+    - Settings that wait for a restart, a reboot or the closed market.
+    - In check mode also those that would at the end of the run.
   returned: always
   type: list
   elements: dict

@@ -337,12 +337,12 @@ def judge(case: dict, answer: dict) -> None:
 
 RUNNING = {
     "redis": {
-        "unit": {"redis-server.service/Service/LimitNOFILE": "60000:65535"},
+        "unit": {"redis-server.service/Service/LimitNOFILE": "15000:18000"},
         "file": {
             "/etc/hosttune-check/users.acl": {"content": "# none\n", "restart": "redis-server.service"},
         },
     },
-    "postgres": {"unit": {"postgresql@.service/Service/LimitNOFILE": "50000:60000"}},
+    "postgres": {"unit": {"postgresql@.service/Service/LimitNOFILE": "14000:16000"}},
 }
 SERVICES = ("redis-server.service", "postgresql@15-main.service")
 UNITS = {("unit", name) for found in RUNNING.values() for name in found["unit"]}
@@ -374,11 +374,11 @@ def test_check_mode_foretells_the_restarts_that_running_services_then_wait_for(h
         assert "in postgresql@15-main.service" in template["reason"]
 
         host.run(f"systemctl restart {' '.join(SERVICES)}")
-        assert soft_limits() == ["60000\n", "50000\n"]
+        assert soft_limits() == ["15000\n", "14000\n"]
         assert set(host.verdicts(host.converge(RUNNING)).values()) == {"in_sync"}
 
         # On a converged host, one changed value and one that is given back.
-        changed = {**RUNNING, "redis": {"unit": {next(iter(RUNNING["redis"]["unit"])): "50000:65535"}}}
+        changed = {**RUNNING, "redis": {"unit": {next(iter(RUNNING["redis"]["unit"])): "13000:18000"}}}
         said, done = host.converge(changed, check=True), host.converge(changed)
         assert said["pending"] == done["pending"] != []
         assert said["undone"] == done["undone"] != []
