@@ -845,7 +845,9 @@ class _Run:
                 self.ledger.forget_setting(kind_name, name)
         for given in self.report.undone:
             now = planes[given["kind"], given["name"]]
-            given["needs"] = self._still_needs(given, now)
+            # What ran with a file that is gone again can be told before only.
+            foretold = "none" if now.has_live else given["needs"]
+            given["needs"] = max(foretold, self._still_needs(given, now), key=NEEDS.index)
         shared = {name for name, entry in self.ledger.files.items() if not entry["owner"]}
         for path in shared:
             if not self.ledger.settings.get(self.ledger.files[path]["kind"]):

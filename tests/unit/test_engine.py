@@ -658,7 +658,12 @@ def test_a_running_process_that_will_need_a_restart_is_foretold(host, tmp_path, 
         for unit in ("app.service", "work@a.service"):
             full._control("restart", unit)
         assert set(verdicts(full.apply(owners)).values()) == {"in_sync"}
+    said, done = full.apply({}, present=False, check=True), full.apply({}, present=False)
+    assert said.undone == done.undone
+    assert [one["needs"] for one in done.undone] == ["restart" if "Working" not in name else "none"]
     if "@" in name:
+        full.apply(owners)
+        full._control("restart", "work@a.service")
         full.apply({"app": {kind: {name: first}}})
         (waits,) = full.apply({"app": {kind: {name: first}}}).pending()
         assert waits["reason"].startswith("the running process still has 65536 in work@a.service")
