@@ -170,7 +170,10 @@ EXAMPLES = r"""
 
 RETURN = r"""
 settings:
-  description: Every setting of the call with its planes and verdict at the end of the run (check mode, now).
+  description:
+    - Every setting of the call with its planes and verdict at the end of the run (check mode, now).
+    - C(needs) is what it takes at the end of the run until the value is in force, C(disruption) the class of
+      what the change and that do to the host. Check mode says both as the run would.
   returned: always
   type: list
   elements: dict
@@ -193,12 +196,16 @@ counts:
   type: dict
   sample: {in_sync: 41, unsupported: 3}
 pending:
-  description: Settings that wait for a restart, a reboot or the closed market.
+  description:
+    - Settings that wait for a restart, a reboot or the closed market.
+    - In check mode also those that would at the end of the run.
   returned: always
   type: list
   elements: dict
 undone:
-  description: Settings given back, with the values that were there before and what they still need.
+  description:
+    - Settings given back, with the values that were there before, those that stood at the start of this call
+      (C(from), a dict with C(live) and C(persisted)) and what they still need.
   returned: always
   type: list
   elements: dict

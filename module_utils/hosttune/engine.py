@@ -14,7 +14,7 @@ from typing import Any
 
 from . import atomic, conflicts, demand, foreign, keys, kinds, lock, store, topology
 from .foreign_programs import OWNER as FOREIGN
-from .model import DISRUPTIONS, Change, FileImage, Planes, Refusal, Setting
+from .model import DISRUPTIONS, NEEDS, Call, Change, FileImage, Planes, Refusal, Setting
 from .observe import Judged, Observer, recall, retarget
 from .system import System, updates
 from .verdicts import GOOD
@@ -77,16 +77,17 @@ class Report:
         return found
 
     def pending(self) -> list[dict[str, str]]:
+        """What waits at the end of the run; in check mode also what would wait then."""
         return [
             {
                 "owner": judged.setting.owner,
                 "kind": judged.setting.kind,
                 "name": judged.setting.name,
-                "needs": judged.planes.needs,
+                "needs": _waits_for(judged),
                 "disruption": judged.disruption,
                 "reason": judged.reason,
             }
-            for judged in self.settings
+            for judged in (one.then or one for one in self.settings)
             if (judged.waived_verdict or judged.verdict).startswith("pending_")
         ]
 
@@ -106,9 +107,9 @@ def converge(system: System, request: Request) -> Report:
         packages=request.packages,
         foreign=request.foreign,
     )
-    if request.check:
-        return _Run(system, request).walk()
     if os.geteuid() != 0:
+        if request.check:
+            return _Run(system, request).walk()  # to look takes no root
         raise Refusal(
             "settings can be changed by root only", thing="host_settings", remedy="Use become: true"
         )
@@ -116,6 +117,8 @@ def converge(system: System, request: Request) -> Report:
     locked = system.read_only_mount(folder)
     if locked:
         raise Refusal("cannot be written", thing=locked, remedy="Mount it read-write: the ledger lies there")
+    if request.check:
+        return _Run(system, request).walk()
     atomic.make_folders(system.path(folder), 0o700)
     holder = f"run {request.run.get('id', '?')} of {request.run.get('operator', '?')}, process {os.getpid()}"
     with lock.hold(system.path(lock.PATH), holder, request.lock_wait_seconds):
@@ -148,14 +151,19 @@ class _Run:
         #: why what runs is left as it is for now
         self.waiting: dict[tuple[str, str], str] = {}
         self.wanted_keys: set[tuple[str, str]] = set()
+        #: names that `activate` said it failed for, by kind: of settings, or of files
+        self.failed: dict[str, set[str]] = {}
         #: every file that shall stand, also those that do already: path -> kind, owner, image
         self.shall: dict[str, tuple[str, str, FileImage]] = {}
         #: files that this run has replaced
         self.written: set[str] = set()
-        #: kinds that failed to make a value or a file live
-        self.not_activated: set[str] = set()
 
     def walk(self) -> Report:
+        for kind_name, names in self.ledger.settings.items():
+            for name, entry in names.items():
+                if "undo_failed" in entry:
+                    setting = Setting(entry["owner"], kind_name, name, "", entry["undo_failed"])
+                    self.observer.kind(kind_name).recall(setting)
         recall(self.observer, self.manifest.owners)  # also of what this call undoes
         wanted = self._wanted()
         self._respell(wanted)
@@ -180,6 +188,9 @@ class _Run:
         undo_changes = self._undo_changes(undone, planes)
         self._mark(judged, changes)
         self._describe(files, removed, changes, undo_changes, planes, undone)
+        call = Call(frozenset([*files, *removed]), _stopped(changes, undo_changes))
+        self._foretell(judged, call)
+        self._foretell_undone(undone, planes, replace(call, undo=True))
         new_manifest = self._next_manifest(wanted)
         manifest_differs = (
             new_manifest.digest != self.manifest.digest
@@ -194,6 +205,8 @@ class _Run:
         self.report.topology_matches = not fingerprint or fingerprint == topology.read_fingerprint(
             self.system.root
         )
+        if self.report.changed or removed:
+            self._refuse_unwritable(list(files) + list(removed))
         if self.request.check:
             self.report.settings = judged
             self.report.manifest_digest = new_manifest.digest
@@ -201,10 +214,9 @@ class _Run:
         for path in self.ledger.files:
             atomic.sweep(self.system.path(path))
         if self.report.changed or removed:
-            self._refuse_unwritable(list(files) + list(removed))
             self._write_ledger(judged, files, undone)
             changes = self._stop_foreign(supported, changes)
-            self._apply(files, removed, changes, undo_changes)
+            self._apply(files, removed, changes, undo_changes, undone)
             judged = self._read_back(judged, changes, undone)
             self._look_again(judged, changes)
         elif any(self.ledger.entry(*one.setting.key) is None for one in judged if one.setting in supported):
@@ -468,6 +480,12 @@ class _Run:
         for (kind_name, name), entry in undone.items():
             now = planes[kind_name, name]
             if now.unsupported or now.unknown:
+                if now.unsupported and now.live is not None and entry["live"] not in (None, now.live):
+                    # No run could do more: what stands on disk is given back, and the next boot reads that.
+                    self.report.warnings.append(
+                        f"{kind_name} {name}: was '{entry['live']}' before, and stays '{now.live}' until the "
+                        f"next boot: {now.unsupported}"
+                    )
                 continue
             if now.stale:
                 found.setdefault(kind_name, []).append(Change(name, entry["live"] or "", entry, undo=True))
@@ -514,6 +532,43 @@ class _Run:
                 one.changed = True
             if kind.leftover(setting, one.planes, self.ledger.entry(*setting.key) or {}):
                 one.changed = True
+
+    def _foretell(self, judged: Sequence[Judged], call: Call) -> None:
+        """How each setting that this call touches will be judged, and what getting there does to the host."""
+        for one in judged:
+            if one.planes.unsupported or one.planes.unknown:
+                continue
+            kind = self.observer.kind(one.setting.kind)
+            written = kind.managed_file(one.setting.owner, one.setting.name) in call.files
+            if not (one.changed or written):
+                continue
+            then = self._judge(one.setting, kind.foretell(one.setting, one.planes, call))
+            one.disruption = then.disruption = max(one.disruption, then.disruption, key=DISRUPTIONS.index)
+            if self.request.check:
+                one.then = then
+
+    def _foretell_undone(
+        self,
+        undone: Mapping[tuple[str, str], Mapping[str, Any]],
+        planes: Mapping[tuple[str, str], Planes],
+        call: Call,
+    ) -> None:
+        """What each setting that is given back will still need."""
+        for given in self.report.undone:
+            kind_name, name = given["kind"], given["name"]
+            now, was, kind = planes[kind_name, name], undone[kind_name, name], self.observer.kind(kind_name)
+            if not (now.unknown or now.unsupported):
+                back = "" if was["live"] is None else self._without_ours(kind_name, name, was, now)
+                then = kind.foretell(Setting(was["owner"], kind_name, name, back), now, call)
+                given["needs"] = self._still_needs(given, then)
+
+    def _still_needs(self, given: Mapping[str, Any], then: Planes) -> str:
+        """What a setting that was given back needs until the value of before is in force."""
+        kind, name, value = self.observer.kind(given["kind"]), given["name"], given["live"]
+        if then.unknown or then.unsupported:
+            return "none"
+        runs = then.process is None or value is None or kind.same(name, value, then.process)
+        return "none" if then.has_live and then.live == value and runs else then.needs
 
     def _describe(
         self,
@@ -569,9 +624,11 @@ class _Run:
                 "name": name,
                 "live": entry["live"],
                 "persisted": entry["persisted"]["value"],
+                "from": {"live": now.live, "persisted": now.winner.value if now.winner else None},
                 "needs": "none",
             }
             for (kind_name, name), entry in undone.items()
+            for now in [planes[kind_name, name]]
         ]
 
     def _is_secret(self, path: str) -> bool:
@@ -598,6 +655,8 @@ class _Run:
     # changing it
 
     def _refuse_unwritable(self, paths: Sequence[str]) -> None:
+        if os.geteuid() != 0:
+            return  # only check mode comes here, and what another user may write says nothing of root
         for path in [*paths, store.MANIFEST]:
             blocked = self.system.read_only_mount(os.path.dirname(path))
             if blocked:
@@ -629,6 +688,7 @@ class _Run:
                 self._note_coupled(one.setting, entry)
                 self.ledger.note_setting(*one.setting.key, entry)
             entry["owner"] = one.setting.owner
+            entry.pop("undo_failed", None)
             self.observer.kind(one.setting.kind).note(one.setting, one.planes, entry)
             if one.setting.asked and one.setting.asked.get("secret"):
                 entry["secret"] = True
@@ -663,6 +723,7 @@ class _Run:
         removed: Mapping[str, str],
         changes: Mapping[str, Sequence[Change]],
         undo_changes: Mapping[str, Sequence[Change]],
+        undone: Mapping[tuple[str, str], Mapping[str, Any]],
     ) -> None:
         # A foreign service starts last: TuneD would remember our values as those to give back when it stops.
         started = self._of_foreign(undo_changes)
@@ -688,6 +749,10 @@ class _Run:
             touched.setdefault(found[0], []).append(path)
         for path in back:
             touched.setdefault(removed[path], []).append(path)
+        for (kind_name, name), was in undone.items():
+            place = self.observer.kind(kind_name).managed_file(was["owner"], name)
+            if "undo_failed" in was and place and place not in touched.setdefault(kind_name, []):
+                touched[kind_name].append(place)  # its file is back, what runs has not taken it up
         for kind_name in kinds.ORDER:
             todo = list(changes.get(kind_name, []))
             if kind_name in kinds.RELOADING:
@@ -721,7 +786,12 @@ class _Run:
     def _activate(self, kind_name: str, changes: Sequence[Change], files: Sequence[str]) -> None:
         for name, why in self.observer.kind(kind_name).activate(changes, files).items():
             self.report.failures.append(f"{kind_name} {name}: {why}")
-            self.not_activated.add(kind_name)
+            self.failed.setdefault(kind_name, set()).add(name)
+
+    def _has_failed(self, kind_name: str, owner: str, name: str) -> bool:
+        """Whether `activate` failed for a setting, by its name or by that of its file."""
+        failed = self.failed.get(kind_name, set())
+        return bool(failed & {name, self.observer.kind(kind_name).managed_file(owner, name)})
 
     def _give_back(self, path: str) -> None:
         """Puts the original of a file back; what somebody made of ours since is kept aside, not lost."""
@@ -761,6 +831,8 @@ class _Run:
             now.waits = self.waiting.get(one.setting.key, "")
             again = self._judge(one.setting, now)
             again.changed, again.before = one.changed, one.before
+            if one.changed:
+                again.disruption = max(one.disruption, again.disruption, key=DISRUPTIONS.index)
             after.append(again)
             entry = self.ledger.entry(*one.setting.key)
             if entry is not None and not now.unknown and not now.unsupported:
@@ -771,18 +843,30 @@ class _Run:
                 why = kind.clamps(one.setting.name, one.setting.value, now.live or "")
                 if why and entry is not None:
                     entry["clamped_to"] = now.live
-                    after[-1] = self._judge(one.setting, now)
-                    after[-1].changed, after[-1].before, after[-1].reason = one.changed, one.before, why
+                    after[-1] = replace(
+                        self._judge(one.setting, now),
+                        changed=one.changed,
+                        before=one.before,
+                        reason=why,
+                        disruption=again.disruption,
+                    )
                 else:
                     self.report.failures.append(
                         f"{one.setting}: wrote '{one.setting.value}', reads back '{now.live}'"
                     )
         for (kind_name, name), was in undone.items():
-            if self._is_given_back(kind_name, name, was, planes[kind_name, name]):
+            if self._has_failed(kind_name, was["owner"], name):
+                # What the manifest kept of it beside its value (which unit to reload) is needed once more.
+                known = self.manifest.owners.get(was["owner"], {}).get(kind_name, {}).get(name, {})
+                options = was.get("undo_failed") or known.get("options") or {}
+                self.ledger.settings[kind_name][name]["undo_failed"] = options
+            elif self._is_given_back(kind_name, name, was, planes[kind_name, name]):
                 self.ledger.forget_setting(kind_name, name)
         for given in self.report.undone:
             now = planes[given["kind"], given["name"]]
-            given["needs"] = "none" if now.has_live and now.live == given["live"] else now.needs
+            # What ran with a file that is gone again can be told before only.
+            foretold = "none" if now.has_live else given["needs"]
+            given["needs"] = max(foretold, self._still_needs(given, now), key=NEEDS.index)
         shared = {name for name, entry in self.ledger.files.items() if not entry["owner"]}
         for path in shared:
             if not self.ledger.settings.get(self.ledger.files[path]["kind"]):
@@ -790,7 +874,7 @@ class _Run:
         for path, file in self.ledger.files.items():
             # What a killed run left of owners beyond this call is not settled by it.
             ours = path in self.written or self._scope(file["owner"], file["kind"])
-            if ours and file["kind"] not in self.not_activated:
+            if ours and file["kind"] not in self.failed:
                 self.ledger.settle(path)
         self.ledger.save({**self.request.run, "time": _utc_now()})
         return after
@@ -856,6 +940,22 @@ def _fresh(observer: Observer, settings: Sequence[Setting]) -> Observer:
     for setting in settings:
         again.kind(setting.kind).recall(setting)
     return again
+
+
+def _stopped(*changes: Mapping[str, Sequence[Change]]) -> frozenset[str]:
+    """The services that these changes stop."""
+    return frozenset(
+        change.name
+        for found in changes
+        for change in found.get("service", ())
+        if not change.persist_only and "inactive" in change.value.split()
+    )
+
+
+def _waits_for(judged: Judged) -> str:
+    """What a pending setting waits for; of the closed market what it takes then."""
+    word = (judged.waived_verdict or judged.verdict)[len("pending_") :]
+    return word if word in NEEDS else judged.planes.needs
 
 
 def _plain(image: FileImage) -> FileImage:

@@ -143,6 +143,18 @@ def shown(value: Any) -> str:
     return text if is_one_line(text) else text.encode("unicode_escape", "backslashreplace").decode()
 
 
+@dataclass(frozen=True)
+class Call:
+    """What a call is about to do, as far as it decides what a running process has afterwards."""
+
+    #: files that it writes or gives back
+    files: frozenset[str] = frozenset()
+    #: services that it stops
+    stops: frozenset[str] = frozenset()
+    #: the setting is given back: nothing of ours says so any more, and its value is what is live then
+    undo: bool = False
+
+
 def squeeze(text: str) -> str:
     """Runs of blanks as one space, ends stripped: the form in which values are compared and reported."""
     return " ".join(text.split())

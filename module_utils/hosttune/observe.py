@@ -9,7 +9,7 @@ from typing import Any
 
 from . import kinds, verdicts, waivers
 from .kinds.base import Kind
-from .model import Planes, Setting
+from .model import DISRUPTIONS, Planes, Setting
 from .store import Damaged
 from .system import System
 
@@ -25,8 +25,10 @@ class Judged:
     changed: bool = False
     before: dict[str, Any] = field(default_factory=dict)
     waived_verdict: str | None = None
-    #: what making it live does to the host as it is now (model.DISRUPTIONS)
+    #: what making it live does to the host (model.DISRUPTIONS)
     disruption: str = "silent"
+    #: check mode: how it will be judged once the call has been made
+    then: Judged | None = None
 
     def as_dict(self) -> dict[str, Any]:
         found: dict[str, Any] = {
@@ -39,7 +41,7 @@ class Judged:
             "before": self.before,
             "verdict": self.verdict,
             "changed": self.changed,
-            "needs": self.planes.needs,
+            "needs": (self.then or self).planes.needs,
             "disruption": self.disruption,
             "reason": self.reason,
         }
@@ -106,6 +108,8 @@ class Observer:
             clamped_to,
         )
         disruption = kind.disruption_of(setting.name, setting.value, planes)
+        least = {"pending_restart": "restarts", "pending_reboot": "reboots"}.get(verdict, "silent")
+        disruption = max(disruption, least, key=DISRUPTIONS.index)
         judged = Judged(setting, planes, verdict, reason, disruption=disruption)
         waiver = None
         if verdict not in ("unknown", "in_sync"):

@@ -33,23 +33,20 @@ def of_host(result: Mapping[str, Any], notes: Notes) -> dict[str, Any]:
     `waiting` maps restart, reboot and window (the closed market) to the settings that are in force only after
     one, whether this run would change them or they wait already.
     """
-    settings = result.get("settings") or []
     changing = changes(result, notes)
+    pending = result.get("pending") or []
     waiting: dict[str, list[str]] = {"restart": [], "reboot": [], "window": []}
-    classes = [change["class"] for change in changing]
-    for one in settings:
-        verdict = one.get("waived_verdict") or one["verdict"]
-        what = verdict[8:] if verdict.startswith("pending_") else needs_of(one) if one.get("changed") else ""
-        if what in waiting:
-            waiting[what].append(f"{one['kind']} {one['name']}")
-            classes.append(class_of(one, what))
+    for one in pending:
+        what = one["needs"] if one["needs"] in waiting else "window"
+        waiting[what].append(f"{one['kind']} {one['name']}")
+    classes = [change["class"] for change in changing] + [one["disruption"] for one in pending]
     return {
         "worst": max(classes, key=DISRUPTIONS.index) if classes else None,
         "changes": changing,
         "waiting": waiting,
         "unjudged": [
             {key: one[key] for key in ("owner", "kind", "name", "reason")}
-            for one in settings
+            for one in result.get("settings") or []
             if one["verdict"] == "unknown"
         ],
     }
@@ -61,29 +58,9 @@ def changes(result: Mapping[str, Any], notes: Notes) -> list[dict[str, Any]]:
     return found + [_given_back(one) for one in result.get("undone") or []]
 
 
-def needs_of(entry: Mapping[str, Any]) -> str:
-    """What it takes until a value is in force.
-
-    Kinds say it of the planes as they are. Once another value is written, a process that runs with the old
-    one has to restart.
-    """
-    needs, process = str(entry["needs"]), entry.get("process")
-    outlived = process is not None and process != entry["desired"]
-    return "restart" if entry.get("changed") and outlived and needs in ("none", "reload") else needs
-
-
-def class_of(entry: Mapping[str, Any], waits_for: str) -> str:
-    """The class of disruption of a judged setting that is in force only after `waits_for`."""
-    least = {"restart": "restarts", "reboot": "reboots"}.get(waits_for, "silent")
-    return max(str(entry.get("disruption", "silent")), least, key=DISRUPTIONS.index)
-
-
 def _change(one: Mapping[str, Any], notes: Notes) -> dict[str, Any]:
     before = one.get("before") or {}
-    planes = [before.get("live"), before.get("persisted")]
-    if one["kind"] == "service":  # its planes are words that stand side by side
-        planes = [" ".join(str(plane) for plane in reversed(planes) if plane is not None) or None]
-    was = next((plane for plane in planes if plane is not None), None)
+    was = _stands(one["kind"], before)
     return {
         "owner": one["owner"],
         "kind": one["kind"],
@@ -92,22 +69,31 @@ def _change(one: Mapping[str, Any], notes: Notes) -> dict[str, Any]:
         "to": _masked(one["desired"]),
         "live": before.get("verdict") not in _LIVE_RIGHT and was != one["desired"],
         "given_back": False,
-        "class": class_of(one, needs_of(one)),
-        "needs": needs_of(one),
+        "class": one["disruption"],
+        "needs": one["needs"],
         "risk": notes.get(one["kind"], {}).get(one["name"], {}).get("risk"),
     }
 
 
+def _stands(kind: str, planes: Mapping[str, Any]) -> str | None:
+    """The live value, or the persisted one where there is no other."""
+    found = [planes.get("live"), planes.get("persisted")]
+    if kind == "service":  # its planes are words that stand side by side
+        return " ".join(str(plane) for plane in reversed(found) if plane is not None) or None
+    return next((plane for plane in found if plane is not None), None)
+
+
 def _given_back(one: Mapping[str, Any]) -> dict[str, Any]:
     """A setting that nobody asks for any more; the ledger says what it was."""
-    was = one["live"] if one.get("live") is not None else one.get("persisted")
+    now = one["from"]
+    found, shall = _stands(one["kind"], now), _stands(one["kind"], one)
     return {
         "owner": one["owner"],
         "kind": one["kind"],
         "name": one["name"],
-        "from": None,
-        "to": _masked(was),
-        "live": True,
+        "from": _masked(found),
+        "to": _masked(shall),
+        "live": now["live"] is None or now["live"] != one["live"],
         "given_back": True,
         "class": str(one.get("disruption", "silent")),
         "needs": one.get("needs", "none"),
@@ -124,7 +110,9 @@ def change_text(change: Mapping[str, Any]) -> str:
     """`role: kind name: from -> to`; of files only what happens to them, since their content is a digest."""
     head = f"{change['owner']}: {change['kind']} {change['name']}"
     if change["given_back"]:
-        return f"{head}: given back -> {'as it was' if change['kind'] == 'file' else _short(change['to'])}"
+        if change["kind"] == "file":
+            return f"{head}: given back -> as it was"
+        return f"{head}: {_short(change['from'])} -> {_short(change['to'])} (given back)"
     if change["kind"] == "file":
         return f"{head}: {_file_change(change['from'], change['to'])}"
     kept = "" if change["live"] else " (to be kept at the next boot)"

@@ -75,7 +75,7 @@ def save_json(system: System, path: str, content: dict[str, Any], mode: int, fol
 class Ledger:
     """What each setting and each file was before it was first touched.
 
-    settings: kind -> name -> {owner, live, persisted, verdict, run}
+    settings: kind -> name -> {owner, live, persisted, verdict, run, undo_failed?}
     files: path -> {kind, owner, written: [digest], original: null | {content, mode, uid, gid}, open?}, `open`
         from before it is written until what is to read it has done so
     folders: those that we made, outermost first

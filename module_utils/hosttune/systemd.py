@@ -67,6 +67,28 @@ class Systemd:
             for unit, block in zip(wanted, blocks)
         }
 
+    def instances(self, templates: Iterable[str], properties: Sequence[str]) -> dict[str, dict[str, str]]:
+        """Instance -> property -> text, of all instances of `templates` that systemd has; raises OSError."""
+        patterns = [template.replace("@.", "@*.") for template in sorted(set(templates))]
+        if not patterns:
+            return {}
+        ended = self.system.run(
+            "systemctl",
+            "show",
+            "--timestamp=us+utc",
+            f"--property={','.join(('Id', *properties))}",
+            "--",
+            *patterns,
+        )
+        if not ended.ok:
+            raise OSError(ended.status, f"systemctl show: {ended.err.strip() or ended.status}")
+        blocks = [
+            dict(line.split("=", 1) for line in block.strip().split("\n") if "=" in line)
+            for block in ended.out.split("\n\n")
+            if block.strip()
+        ]
+        return {block["Id"]: block for block in blocks}
+
     def manager(self, properties: Sequence[str]) -> dict[str, str]:
         """The manager's own properties; raises OSError."""
         ended = self.system.run("systemctl", "show", f"--property={','.join(properties)}")

@@ -34,11 +34,22 @@ def judge(
     managed_file: str | None,
     clamped_to: str | None = None,
 ) -> tuple[str, str]:
-    """The verdict and its reason.
+    """The verdict and its reason, with what the planes' note says beside it.
 
     `same(desired, found)` is the kind's unit-aware equality; `managed_file` is the file we would write, None
     where the kind has none; `clamped_to` is the value the kernel is known to take instead of `desired`.
     """
+    verdict, reason = _judge(desired, planes, same, managed_file, clamped_to)
+    return verdict, "; ".join(text for text in (reason, planes.note) if text)
+
+
+def _judge(
+    desired: str,
+    planes: Planes,
+    same: Callable[[str, str], bool],
+    managed_file: str | None,
+    clamped_to: str | None,
+) -> tuple[str, str]:
     if planes.unknown:
         return "unknown", planes.unknown
     if planes.unsupported:
@@ -62,7 +73,7 @@ def judge(
             return "pending_restart", f"live is {live} until the service restarts"
         if planes.waits:
             return "pending_window", f"live is {live}: {planes.waits}"
-        return "live_drift", f"live is {live}, though {where}{planes.note and f'; {planes.note}'}"
+        return "live_drift", f"live is {live}, though {where}"
     if not persisted_right and not planes.has_live:
         return "drift", where
     if not persisted_right:
@@ -76,4 +87,4 @@ def judge(
     astray = [one for one in planes.partly if not same(desired, one.value)]
     if astray:
         return "shadowed", "right, but " + ", ".join(f"{one.file} says {one.value}" for one in astray)
-    return "in_sync", planes.note
+    return "in_sync", ""

@@ -340,6 +340,63 @@ def judge(case: dict, answer: dict) -> None:
     assert answer["second"] == after, told
 
 
+RUNNING = {
+    "redis": {
+        "unit": {"redis-server.service/Service/LimitNOFILE": "15000:18000"},
+        "file": {
+            "/etc/hosttune-check/users.acl": {"content": "# none\n", "restart": "redis-server.service"},
+        },
+    },
+    "postgres": {"unit": {"postgresql@.service/Service/LimitNOFILE": "14000:16000"}},
+}
+SERVICES = ("redis-server.service", "postgresql@15-main.service")
+UNITS = {("unit", name) for found in RUNNING.values() for name in found["unit"]}
+
+
+def test_check_mode_foretells_the_restarts_that_running_services_then_wait_for(host):
+    def soft_limits() -> list[str]:
+        return [
+            host.run(f"awk '/Max open files/ {{print $4}}' /proc/$(systemctl show -P MainPID {unit})/limits")
+            for unit in SERVICES
+        ]
+
+    names = {(kind, name) for found in RUNNING.values() for kind, of in found.items() for name in of}
+    host.run(f"systemctl restart {' '.join(SERVICES)}")
+    try:
+        old = soft_limits()
+        said = host.converge(RUNNING, check=True)
+        done = host.converge(RUNNING)
+        assert done["failures"] == []
+        assert said["pending"] == done["pending"]
+        assert {(one["kind"], one["name"]) for one in done["pending"]} == names
+        for found in (said, done):
+            assert {(one["needs"], one["disruption"]) for one in found["settings"]} == {
+                ("restart", "restarts")
+            }
+            assert {one["needs"] for one in found["pending"]} == {"restart"}
+        assert soft_limits() == old
+        template = next(one for one in done["pending"] if one["name"].startswith("postgresql@"))
+        assert "in postgresql@15-main.service" in template["reason"]
+
+        host.run(f"systemctl restart {' '.join(SERVICES)}")
+        assert soft_limits() == ["15000\n", "14000\n"]
+        assert set(host.verdicts(host.converge(RUNNING)).values()) == {"in_sync"}
+
+        # On a converged host, one changed value and one that is given back.
+        changed = {**RUNNING, "redis": {"unit": {next(iter(RUNNING["redis"]["unit"])): "13000:18000"}}}
+        said, done = host.converge(changed, check=True), host.converge(changed)
+        assert said["pending"] == done["pending"] != []
+        assert said["undone"] == done["undone"] != []
+        said, done = host.converge({}, present=False, check=True), host.converge({}, present=False)
+        assert said["undone"] == done["undone"]
+        assert {(one["kind"], one["name"]) for one in done["undone"] if one["needs"] == "restart"} == UNITS
+    finally:
+        host.undo()
+        host.run(
+            f"rm -rf /etc/hosttune-check; systemctl daemon-reload; systemctl restart {' '.join(SERVICES)}"
+        )
+
+
 @pytest.mark.parametrize("check", [True, False])
 def test_the_module_says_what_the_engine_says(host, tmp_path, check):
     """Ansible's own --check and --diff show the plan of the engine, nothing more."""

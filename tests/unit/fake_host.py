@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import os
+import shutil
 import stat
 from pathlib import Path
 
@@ -102,8 +104,13 @@ PAIRS = {
 #: Values that systemd has where no file says anything.
 DEFAULTS = {
     "manager": {"DefaultTasksMax": "4915", "DefaultLimitNOFILE": "1024:524288"},
-    "app.service": {"LimitNOFILE": "1024:524288", "TasksMax": "4915", "OOMScoreAdjust": "0"},
+    "app.service": {
+        **{"LimitNOFILE": "1024:524288", "TasksMax": "4915", "OOMScoreAdjust": "0", "WorkingDirectory": ""}
+    },
+    "work@a.service": {"LimitNOFILE": "1024:524288", "OOMScoreAdjust": "0"},
 }
+#: Unit -> its main process while it runs.
+PIDS = {"app.service": "4242", "work@a.service": "4343"}
 _FLAGS = ("noatime", "relatime", "nosuid", "nodev", "noexec", "nodiratime")
 
 
@@ -136,9 +143,15 @@ class FullHost(FakeHost):
             "1 0 8:1 / / rw,relatime - ext4 /dev/a rw\n2 1 8:2 / /data rw,nosuid,relatime - ext4 /dev/b rw\n",
         )
         self.put("/usr/lib/systemd/system/app.service", "[Service]\nExecStart=/bin/app\nTasksMax=100\n")
+        self.put("/usr/lib/systemd/system/work@.service", "[Service]\nLimitNOFILE=1024:524288\n")
         (root / "run/systemd/system").mkdir(parents=True)
-        self.played["services"] = {"app.service": {"UnitFileState": "disabled", "ActiveState": "inactive"}}
+        self.played["services"] = {
+            "app.service": {"UnitFileState": "disabled", "ActiveState": "inactive"},
+            "work@a.service": {"UnitFileState": "static", "ActiveState": "inactive"},
+        }
+        self.played["started"] = {}
         self._load()
+        self._control("start", "work@a.service")
 
     # the kernel
 
@@ -197,12 +210,50 @@ class FullHost(FakeHost):
         runs = {"start": "active", "stop": "inactive"}
         if verb in states:
             self.played["services"][unit]["UnitFileState"] = states[verb]
-        else:
-            self.played["services"][unit]["ActiveState"] = runs[verb]
+        elif verb != "reload":
+            if verb in ("stop", "restart") or self.played["services"][unit]["ActiveState"] == "inactive":
+                self._end(unit)
+                if verb != "stop":
+                    self._begin(unit)
+            self.played["services"][unit]["ActiveState"] = runs.get(verb, "active")
+
+    def _end(self, unit: str) -> None:
+        self.played["started"].pop(unit, None)
+        shutil.rmtree(self.path(f"/proc/{PIDS[unit]}"), ignore_errors=True)
+
+    def _begin(self, unit: str) -> None:
+        """A main process with what is loaded now, older than every file that is written from now on."""
+        loaded, folder = self.played[unit], f"/proc/{PIDS[unit]}"
+        soft, colon, hard = loaded["LimitNOFILE"].partition(":")
+        self.put(f"{folder}/limits", f"Max open files  {soft}  {hard if colon else soft}  files\n")
+        self.put(f"{folder}/oom_score_adj", loaded["OOMScoreAdjust"] + "\n")
+        began = self._tick()
+        self._tick()
+        moment = datetime.datetime.fromtimestamp(began // 1000 / 1e6, datetime.timezone.utc)
+        self.played["started"][unit] = f"{moment:%a %Y-%m-%d %H:%M:%S.%f} UTC"
+
+    def _tick(self) -> int:
+        """A time of this file system (nanoseconds) that no file has yet."""
+        clock = Path(self.root) / "clock"
+        clock.touch()
+        last = clock.stat().st_mtime_ns
+        while clock.stat().st_mtime_ns == last:
+            clock.touch()
+        return clock.stat().st_mtime_ns
+
+    def process(self, unit: str) -> dict[str, str]:
+        """What the main process of a unit has; empty where none runs."""
+        if unit not in self.played["started"]:
+            return {}
+        words = self.text(f"/proc/{PIDS[unit]}/limits").split()
+        score = self.text(f"/proc/{PIDS[unit]}/oom_score_adj").strip()
+        return {"LimitNOFILE": f"{words[3]}:{words[4]}", "OOMScoreAdjust": score}
 
     def _on_disk(self, what: str) -> dict[str, str]:
-        folders = [f"/usr/lib/systemd/system/{what}.d", f"/etc/systemd/system/{what}.d"]
-        files = ["/usr/lib/systemd/system/app.service"]
+        names = dict.fromkeys((what, what.replace("@a.", "@.")))
+        tops = ("/usr/lib/systemd/system", "/etc/systemd/system")
+        folders = [f"{top}/{name}.d" for top in tops for name in names]
+        files = [f"{tops[0]}/{list(names)[-1]}"]
         if what == "manager":
             folders, files = ["/etc/systemd/system.conf.d"], []
         dropins = {
@@ -228,12 +279,15 @@ class FullHost(FakeHost):
             return Ran(0, "".join(f"{name}={about[name]}\n" for name in asked if name in about), "")
         blocks = []
         for unit in words[words.index("--") + 1 :]:
+            unit = unit.replace("@*.", "@a.")
             about = {"Id": unit, "LoadState": "not-found", "ActiveState": "inactive", "UnitFileState": ""}
-            if unit == "app.service":
+            if unit in PIDS:
+                started = self.played["started"].get(unit, "")
                 about |= {
                     "LoadState": "loaded",
                     "Names": unit,
-                    "MainPID": "0",
+                    "MainPID": PIDS[unit] if started else "0",
+                    "ExecMainStartTimestamp": started,
                     **self.played["services"][unit],
                 }
                 about["NeedDaemonReload"] = "no" if self._on_disk(unit) == self.played[unit] else "yes"

@@ -48,7 +48,12 @@ POOL: dict[str, dict[str, list]] = {
     "limit": {"app/hard/nofile": ["1024", "4096"], "app/soft/nofile": ["512", "1024"]},
     "file": {
         "/etc/app/app.conf": [{"content": one} for one in ("as the vendor ships it\n", "tuned\n", "other\n")],
-        "/etc/app/deep/new.conf": [{"content": "new\n"}, {"content": "new\n", "mode": "0600"}],
+        "/etc/app/deep/new.conf": [
+            {"content": "new\n"},
+            {"content": "new\n", "mode": "0600"},
+            {"content": "new\n", "restart": "app.service"},
+            {"content": "newer\n", "restart": "app.service"},
+        ],
         "/etc/app/password": [
             {"content": SECRET + one, "mode": "0600", "secret": True} for one in ("", "-2")
         ],
@@ -58,9 +63,13 @@ POOL: dict[str, dict[str, list]] = {
         "app.service/Service/LimitNOFILE": ["1024:524288", "65536"],
         "app.service/Service/TasksMax": ["100", "200"],
         "app.service/Service/OOMScoreAdjust": ["-100"],
+        "app.service/Service/WorkingDirectory": ["/srv", "/opt"],
+        "work@.service/Service/LimitNOFILE": ["1024:524288", "65536"],
     },
     "service": {"app.service": ["enabled", "disabled", "enabled active", "inactive"]},
 }
+#: systemd shows no property of it: what it has loaded cannot be told, only what a process was started with.
+UNSHOWN = ("unit", "app.service/Service/WorkingDirectory")
 NAMES = [(kind, name) for kind, names in POOL.items() for name in names]
 
 
@@ -123,6 +132,9 @@ HANDS = st.one_of(
         ("load",),
         ("systemctl", "enable"),
         ("systemctl", "start"),
+        ("systemctl", "start"),
+        ("systemctl", "stop"),
+        ("systemctl", "restart"),
         ("systemctl", "mask"),
     ]),
 )  # fmt: skip
@@ -213,7 +225,8 @@ def live_values(host: FullHost) -> dict[tuple[str, str], str | None]:
             found[kind, name] = " ".join(host.played["services"][name].values())
         elif kind in ("manager", "unit"):
             unit, _, directive = name.rpartition("/Service/")
-            found[kind, name] = host.played[unit or "manager"][directive]
+            if "@." not in unit and (kind, name) != UNSHOWN:  # a template has nothing live
+                found[kind, name] = host.played[unit or "manager"][directive]
     return found
 
 
@@ -235,11 +248,11 @@ def in_our_file(host: FullHost, owner: str, kind: str, name: str):
             if line.split()[-1:] == [name]
         ]
     path, pattern = {
-        "sysctl": ("/etc/sysctl.d", rf"{re.escape(name)} *= *(.*)"),
+        "sysctl": ("/etc/sysctl.d", rf"-?{re.escape(name)} *= *(.*)"),
         "sysfs": ("/etc/tmpfiles.d", rf"w /sys/{re.escape(name)} - - - - (.*)"),
         "limit": ("/etc/security/limits.d", rf"{re.escape(name.replace('/', ' '))} (.*)"),
         "manager": ("/etc/systemd/system.conf.d", rf"{name}=(.*)"),
-        "unit": ("/etc/systemd/system/app.service.d", rf"{name.rpartition('/')[2]}=(.*)"),
+        "unit": (f"/etc/systemd/system/{name.partition('/')[0]}.d", rf"{name.rpartition('/')[2]}=(.*)"),
     }[kind]
     found = [re.fullmatch(pattern, line) for line in _lines(host, f"{path}/60-hosttune-{owner}.conf")]
     return [one.group(1) for one in found if one]
@@ -276,7 +289,22 @@ def told_live(report) -> dict[tuple[str, str], tuple[str, str]]:
             assert list(sides[0]) == list(sides[1])
             for name in sides[0]:
                 found[kind, name] = (sides[0][name], sides[1][name])
+    found.pop(UNSHOWN, None)
     return found
+
+
+def judgements(report, failed) -> dict[tuple[str, str], tuple[str, str]]:
+    """What each changed setting will need, and what the way there does to the host."""
+    return {
+        one.setting.key: (one.as_dict()["needs"], one.as_dict()["disruption"])
+        for one in report.settings
+        if one.changed and one.setting.key not in failed
+    }
+
+
+def waits(report, failed) -> dict[tuple[str, str], dict]:
+    found = {(one["kind"], one["name"]): one for one in report.pending()}
+    return {key: one for key, one in found.items() if key not in failed}
 
 
 def seen(host: FullHost):
@@ -384,7 +412,7 @@ def judge(host: FullHost, request) -> None:
     # settings
     for one in said.settings:
         key, owner = one.setting.key, one.setting.owner
-        if key in failed:
+        if key in failed or key == UNSHOWN:
             continue
         at_place = ours_before[(owner, *key)] != in_our_file(host, owner, *key)
         assert one.changed == (at_place or key in moved), (key, owner)
@@ -420,6 +448,16 @@ def judge(host: FullHost, request) -> None:
     assert any("daemon-reexec" in line for line in single) == any(
         path.startswith("/etc/systemd/system.conf.d/") for path in told_files
     ) or any(key[0] == "manager" for key in moved | failed)
+
+    # what is left to be done: restarts
+    assert judgements(said, failed) == judgements(done, failed)
+    assert waits(said, failed) == waits(done, failed)
+    for one in done.settings:
+        unit, _, directive = one.setting.name.rpartition("/Service/")
+        has = host.process(unit.replace("@.", "@a.")) if one.setting.kind == "unit" else {}
+        if directive in has and one.verdict in GOOD and one.setting.key not in failed:
+            kind = kinds.load("unit", host)
+            assert kind.same(one.setting.name, one.setting.value, has[directive]), one
 
     # what now stands is good, waits, or was said
     for one in done.settings:

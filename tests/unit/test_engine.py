@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 from fake_host import FakeHost, FullHost, as_root
-from hosttune import drift, engine, lock, store, waivers
+from hosttune import drift, engine, lock, plan, store, waivers
 from hosttune.kinds.sysctl import SysctlKind
 from hosttune.model import Refusal
-from hosttune.system import Ran
+from hosttune.system import Ran, System
 
 SECRET = "hunter2-of-the-exchange"  # noqa: S105 - looked for in every output
 OWNERS = {
@@ -581,3 +581,155 @@ def test_a_run_of_another_role_does_not_settle_what_a_failed_one_left(host, monk
     host.apply(desk, partial=True)
     host.apply({**app, **desk})
     assert ran == ["app.service"] * 2
+
+
+# what is said before it is done
+
+
+def test_a_failed_activation_of_an_undo_is_tried_again(host, tmp_path, monkeypatch):
+    full = FullHost(tmp_path / "full")
+    limit = "app.service/Service/LimitNOFILE"
+    config = {"/etc/app/app.conf": {"content": "tuned\n", "reload": "app.service"}}
+    full.apply(
+        {"app": {"unit": {limit: "65536"}, "file": config}, "kernel": {"sysctl": {"vm.swappiness": "10"}}}
+    )
+    real = FullHost.run
+
+    def broken(self, *argv, **more):
+        if argv[:2] in (("systemctl", "daemon-reload"), ("systemctl", "reload")):
+            return Ran(1, "", "no bus")
+        return real(self, *argv, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FullHost, "run", broken)
+        first = full.apply({}, present=False)
+    assert sorted(line.partition(":")[0] for line in first.failures) == [
+        f"file {next(iter(config))}",
+        f"unit {limit}",
+    ]
+    kept = store.Ledger(full).settings
+    assert {kind: list(names) for kind, names in kept.items()} == {"unit": [limit], "file": list(config)}
+
+    full.commands.clear()
+    said = full.apply({}, present=False, check=True)
+    assert said.changed
+    second = full.apply({}, present=False)
+    assert second.failures == []
+    assert full.commands == ["systemctl reload app.service", "systemctl daemon-reload"]
+    assert full.played["app.service"]["LimitNOFILE"] == "1024:524288"
+    assert not store.Ledger(full).settings
+    assert not full.apply({}, present=False).changed
+
+
+@pytest.mark.parametrize("folder", ["/etc/sysctl.d", "/etc/hosttune", "/var/lib/hosttune"])
+def test_check_mode_refuses_what_the_apply_refuses_for_a_read_only_folder(host, monkeypatch, folder):
+    owners = {"kernel": {"sysctl": {"vm.swappiness": "10"}}}
+    real = System.read_only_mount
+    monkeypatch.setattr(
+        System,
+        "read_only_mount",
+        lambda self, path: folder if path == folder else real(self, path),
+    )
+    before = host.snapshot(times=True, below=("etc", "proc", "var"))
+    with pytest.raises(Refusal, match=f"{folder}: cannot be written") as said:
+        host.apply(owners, check=True)
+    assert host.snapshot(times=True, below=("etc", "proc", "var")) == before
+    with pytest.raises(Refusal) as done:
+        host.apply(owners)
+    assert str(said.value) == str(done.value)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert host.apply(owners, check=True).changed, "what an ordinary user may write says nothing of root"
+
+
+def test_an_undone_key_that_is_read_only_by_now_is_named(host):
+    owners = {"kernel": {"sysctl": {"vm.swappiness": "10", "net.core.somaxconn": "4096"}}}
+    host.apply(owners)
+    os.chmod(host.path("/proc/sys/vm/swappiness"), 0o444)
+    for check in (True, False):
+        (warning,) = host.apply({}, present=False, check=check).warnings
+        assert warning.startswith(
+            "sysctl vm.swappiness: was '60' before, and stays '10' until the next boot: "
+        )
+        assert "read-only" in warning
+    assert not store.Ledger(host).settings
+    assert not host.exists("/etc/sysctl.d/60-hosttune-kernel.conf")
+
+
+def test_two_owners_of_one_key_in_two_spellings_are_refused(host):
+    host.apply({"kernel": {"sysctl": {"vm/swappiness": "10"}}}, partial=True)
+    other = {"app": {"sysctl": {"vm.swappiness": "20"}}}
+    for more in ({"check": True}, {}):
+        with pytest.raises(
+            Refusal, match=r"has two owners: app \('20'\) and kernel .*, who writes vm/swappiness"
+        ):
+            host.apply(other, partial=True, **more)
+    assert host.text("/proc/sys/vm/swappiness") == "10\n"
+    moved = {"app": other["app"], "kernel": {}}
+    assert verdicts(host.apply(moved, partial=True)) == {("sysctl", "vm.swappiness"): "in_sync"}
+
+
+def test_what_is_given_back_says_what_stood_there(host):
+    host.apply(OWNERS)
+    given = {one["name"]: one for one in host.apply({}, present=False, check=True).undone}
+    assert given["vm.swappiness"]["from"] == {"live": "10", "persisted": "10"}
+    assert (given["vm.swappiness"]["live"], given["vm.swappiness"]["persisted"]) == ("60", "60")
+    assert given["/etc/app/app.conf"]["from"]["persisted"].startswith("sha256:")
+    assert given["/etc/app/password"]["from"]["persisted"].startswith("hmac-sha256:")
+
+
+LIMIT, INSTANCES = "app.service/Service/LimitNOFILE", "work@.service/Service/LimitNOFILE"
+RESTARTED = {"content": "new\n", "restart": "app.service"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "first", "then"),
+    [
+        ("unit", LIMIT, "2048", "65536"),
+        ("unit", "app.service/Service/WorkingDirectory", "/srv", "/opt"),
+        ("unit", INSTANCES, "2048", "65536"),
+        ("file", "/etc/app/new.conf", RESTARTED, {**RESTARTED, "content": "newer\n"}),
+    ],
+)
+def test_a_running_process_that_will_need_a_restart_is_foretold(host, tmp_path, kind, name, first, then):
+    full = FullHost(tmp_path / "full")
+    for unit in ("app.service", "work@a.service"):
+        full._control("restart", unit)
+    for value in (first, then):
+        owners = {"app": {kind: {name: value}}}
+        said, done = full.apply(owners, check=True), full.apply(owners)
+        (one,) = [judged.as_dict() for judged in said.settings]
+        assert (one["needs"], one["disruption"]) == ("restart", "restarts")
+        assert said.pending() == done.pending() != []
+        assert [judged.verdict for judged in done.settings] == ["pending_restart"]
+        told = plan.of_host({"settings": [one], "undone": [], "pending": said.pending()}, {})
+        assert told["waiting"]["restart"] == [f"{kind} {name}"]
+        assert (told["worst"], told["changes"][0]["class"], told["changes"][0]["needs"]) == (
+            *("restarts", "restarts"),
+            "restart",
+        )
+        for unit in ("app.service", "work@a.service"):
+            full._control("restart", unit)
+        assert set(verdicts(full.apply(owners)).values()) == {"in_sync"}
+    said, done = full.apply({}, present=False, check=True), full.apply({}, present=False)
+    assert said.undone == done.undone
+    assert [one["needs"] for one in done.undone] == ["restart" if "Working" not in name else "none"]
+    if "@" in name:
+        full.apply(owners)
+        full._control("restart", "work@a.service")
+        full.apply({"app": {kind: {name: first}}})
+        (waits,) = full.apply({"app": {kind: {name: first}}}).pending()
+        assert waits["reason"].startswith("the running process still has 65536 in work@a.service")
+
+
+def test_what_does_not_run_or_stops_in_the_same_call_waits_for_nothing(host, tmp_path):
+    full = FullHost(tmp_path / "full")
+    files = {"/etc/app/new.conf": RESTARTED}
+    for runs in (False, True):
+        full._control("start" if runs else "stop", "app.service")
+        owners = {"app": {"unit": {LIMIT: str(2048 + runs)}, "file": files}}
+        if runs:
+            owners["app"]["service"] = {"app.service": "inactive"}
+        said = full.apply(owners, check=True, disruption_allowed="restarts")
+        done = full.apply(owners, disruption_allowed="restarts")
+        assert said.pending() == done.pending() == []
+        files["/etc/app/new.conf"] = {**RESTARTED, "content": "newer\n"}

@@ -8,7 +8,7 @@ import pwd
 import pytest
 from hosttune import keys
 from hosttune.kinds.file import FileKind
-from hosttune.model import Refusal, Setting
+from hosttune.model import Call, Refusal, Setting
 from hosttune.system import Ran, System
 
 USER, GROUP = pwd.getpwuid(os.geteuid()).pw_name, grp.getgrgid(os.getegid()).gr_name
@@ -161,6 +161,20 @@ def test_a_service_that_started_before_the_file_changed_must_restart(host):
     assert (planes.needs, planes.process) == ("none", text)
     host.units["redis.service"] = ("inactive", "n/a")
     assert kind.read([PATH])[PATH].process is None
+
+
+def test_a_file_that_is_still_to_come_foretells_the_restart_of_what_will_read_it(host):
+    kind = FileKind(host)
+    one = wish(value := content(restart="redis.service"), kind.text(PATH, value))
+    host.units["redis.service"] = ("active", "Fri 2027-01-15 08:00:01.000000 UTC")
+    planes = kind.read([PATH])[PATH]
+    assert (planes.process, planes.needs) == (None, "none")
+    then = kind.foretell(one, planes, Call(frozenset([PATH])))
+    assert (then.process, then.needs) == (f"what {PATH} held before redis.service started", "restart")
+    stopped = kind.foretell(one, planes, Call(frozenset([PATH]), stops=frozenset(["redis.service"])))
+    assert (stopped.process, stopped.needs) == (None, "none")
+    host.units["redis.service"] = ("inactive", "n/a")
+    assert kind.foretell(one, kind.read([PATH])[PATH], Call(frozenset([PATH]))).needs == "none"
 
 
 def test_a_silent_systemd_makes_only_files_unknown_that_ask_it(host):

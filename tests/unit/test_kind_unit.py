@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hosttune import systemd, verdicts
 from hosttune.kinds.unit import UnitKind, properties
-from hosttune.model import Change, Definition, Planes, Refusal, Setting
+from hosttune.model import Call, Change, Definition, Planes, Refusal, Setting
 from hosttune.system import Ran, System
 from hypothesis import given
 from hypothesis import strategies as st
@@ -438,6 +438,22 @@ def test_a_container_that_may_not_raise_says_so_and_waits_for_nothing(tmp_path: 
     # a file newer than the process is another matter: the restart is still to come
     write(tmp_path, unit_file({"OOMScoreAdjust": "-300"}), age=STARTED + 1)
     assert UnitKind(system).read([name])[name].needs == "restart"
+
+
+def test_what_a_container_may_not_raise_still_restarts_for_another_value(tmp_path: Path) -> None:
+    write(tmp_path, unit_file({"OOMScoreAdjust": "-300"}))
+    process(tmp_path, oom_score_adj="0\n")
+    system = FakeSystem(tmp_path)
+    system.__dict__["container"] = "systemd-nspawn"
+    kind, name = UnitKind(system), name_of("OOMScoreAdjust")
+    planes = kind.read([name])[name]
+    assert planes.process is None
+    wish = setting(name, "-200")
+    ours = kind.managed_file("numa", name)
+    then = kind.foretell(wish, planes, Call(frozenset([ours])))
+    assert (then.process, then.needs) == ("0", "restart")
+    assert judged(kind, name, "-200", then)[0] == "pending_restart"
+    assert kind.foretell(wish, planes, Call(frozenset([ours]), stops=frozenset([UNIT]))).needs == "none"
 
 
 def test_a_container_gives_what_it_has_itself(tmp_path: Path) -> None:

@@ -30,13 +30,20 @@ def entry(kind="sysctl", name="vm.swappiness", live="60", persisted=None, desire
         "verdict": "drift",
         "changed": True,
         "needs": "none",
+        "disruption": "silent",
         "reason": "because",
         **more,
     }
 
 
-def of(*entries, undone=(), notes=NOTES):
-    return plan.of_host({"settings": list(entries), "undone": list(undone)}, notes)
+def waits(kind="sysctl", name="vm.swappiness", needs="restart", disruption="restarts"):
+    about = {"owner": "kernel", "kind": kind, "name": name, "reason": "because"}
+    return {**about, "needs": needs, "disruption": disruption}
+
+
+def of(*entries, undone=(), notes=NOTES, pending=()):
+    result = {"settings": list(entries), "undone": list(undone), "pending": list(pending)}
+    return plan.of_host(result, notes)
 
 
 def document(**hosts):
@@ -103,51 +110,43 @@ def test_of_a_file_only_what_happens_to_it_is_said(was, shall, text):
 
 def test_what_nobody_asks_for_any_more_is_given_back():
     undone = [
-        {"owner": "old", "kind": "irq", "name": "a/0", "live": "7", "persisted": None, "disruption": "moves"},
-        {"owner": "old", "kind": "file", "name": "/etc/x", "live": None, "persisted": None},
+        {
+            **{"owner": "old", "kind": "irq", "name": "a/0", "live": "7", "persisted": None},
+            **{"disruption": "moves", "from": {"live": "2", "persisted": None}},
+        },
+        {
+            **{"owner": "old", "kind": "file", "name": "/etc/x", "live": None, "persisted": None},
+            "from": {"live": None, "persisted": "hmac-sha256:ab 0600 root:root"},
+        },
+        {
+            **{"owner": "old", "kind": "service", "name": "x.service", "live": "active"},
+            **{"persisted": "enabled", "from": {"live": "inactive", "persisted": "masked"}},
+        },
     ]
     found = of(undone=undone)
     assert [plan.change_text(one) for one in found["changes"]] == [
-        "old: irq a/0: given back -> 7",
+        "old: irq a/0: 2 -> 7 (given back)",
         "old: file /etc/x: given back -> as it was",
+        "old: service x.service: masked inactive -> enabled active (given back)",
     ]
+    assert [one["from"] for one in found["changes"]] == ["2", "(secret) 0600 root:root", "masked inactive"]
     assert found["worst"] == "moves"
 
 
-def test_what_waits_is_what_would_change_or_waits_already():
+def test_what_waits_is_what_the_result_says_is_pending():
     found = of(
         entry(name="a", needs="restart", disruption="restarts"),
-        entry(name="b", needs="reboot", disruption="reboots", changed=False, verdict="pending_reboot"),
-        entry(name="c", needs="restart", changed=False, verdict="waived", waived_verdict="pending_restart"),
+        entry(name="e"),
         entry(name="d", needs="restart", changed=False, verdict="in_sync"),
-        entry(name="e", needs="reload"),
-        entry("nic", "f", changed=False, verdict="pending_window", disruption="resets"),
+        pending=[
+            waits(name="a"),
+            waits(name="b", needs="reboot", disruption="reboots"),
+            waits("nic", "f", needs="none", disruption="resets"),
+        ],
     )
-    assert found["waiting"] == {
-        "restart": ["sysctl a", "sysctl c"],
-        "reboot": ["sysctl b"],
-        "window": ["nic f"],
-    }
+    assert found["waiting"] == {"restart": ["sysctl a"], "reboot": ["sysctl b"], "window": ["nic f"]}
     assert found["worst"] == "reboots", "the class of what waits counts too"
     assert [change["name"] for change in found["changes"]] == ["a", "e"]
-
-
-@pytest.mark.parametrize(
-    ("process", "needs", "told"),
-    [
-        ("65536:524288", "none", ("restarts", "restart")),
-        ("65536:524288", "reload", ("restarts", "restart")),
-        ("60000:524288", "none", ("silent", "none")),
-        (None, "none", ("silent", "none")),
-    ],
-)
-def test_a_process_that_runs_with_the_old_value_has_to_restart(process, needs, told):
-    more = {"needs": needs} if process is None else {"needs": needs, "process": process}
-    found = of(entry("unit", "a.service/Service/LimitNOFILE", "65536", "65536", "60000:524288", **more))
-    (change,) = found["changes"]
-    assert (change["class"], change["needs"]) == told
-    waiting = ["unit a.service/Service/LimitNOFILE"] if told[1] == "restart" else []
-    assert found["waiting"]["restart"] == waiting
 
 
 def test_hosts_with_the_same_plan_share_one_table_and_quiet_ones_one_line():
@@ -155,6 +154,7 @@ def test_hosts_with_the_same_plan_share_one_table_and_quiet_ones_one_line():
         entry(needs="restart", disruption="restarts"),
         entry(name="p", changed=False, verdict="unknown", reason="after installing x"),
         entry(name="q", changed=False, verdict="unknown", reason="after installing x"),
+        pending=[waits()],
     )
     quiet = of(entry(changed=False, verdict="in_sync"))
     lines = plan.lines(

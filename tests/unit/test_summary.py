@@ -48,12 +48,14 @@ def test_a_run_says_what_it_changed_and_gave_back():
         "in_sync",
         changed=True,
         needs="none",
+        disruption="silent",
         desired="10",
         live="10",
         before={"live": "60", "persisted": None, "verdict": "drift"},
     )
     undone = {"owner": "old", "kind": "sysctl", "name": "c.d", "live": None, "persisted": None}
+    undone["from"] = {"live": "5", "persisted": None}
     assert summary.change_lines({"settings": [changed, one("kernel", "in_sync")], "undone": [undone]}) == [
         "kernel: sysctl a.b: 60 -> 10",
-        "old: sysctl c.d: given back -> not set",
+        "old: sysctl c.d: 5 -> not set (given back)",
     ]

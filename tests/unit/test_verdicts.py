@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hosttune.model import Definition, Planes
 from hosttune.verdicts import BAD, GOOD, PENDING, VERDICTS, judge
@@ -79,3 +81,22 @@ def test_every_verdict_is_good_bad_pending_or_waived():
     assert [*sorted(GOOD | BAD | PENDING), "waived"] == [*sorted(set(VERDICTS) - {"waived"}), "waived"]
     assert not GOOD & BAD
     assert not PENDING & (GOOD | BAD)
+
+
+@pytest.mark.parametrize(
+    "planes",
+    [
+        Planes(live="10", definitions=written("10")),
+        Planes(live="60", definitions=written("60")),
+        Planes(live="60", definitions=written("10"), needs="reboot"),
+        Planes(live="10", definitions=written("60")),
+        Planes(unknown="no answer"),
+        Planes(unsupported="no such key"),
+        Planes(live="10", definitions=written("10"), process="60"),
+        Planes(live="10", definitions=written("10", "/etc/sysctl.d/99.conf")),
+    ],
+)
+def test_a_note_is_said_beside_every_verdict_and_changes_none(planes):
+    verdict, reason = said(planes)
+    noted = said(replace(planes, note="other kernels' entries lack it"))
+    assert noted == (verdict, "; ".join(one for one in (reason, "other kernels' entries lack it") if one))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
-from ..model import MANAGED_BY, Change, FileImage, Planes, Setting, as_text
+from ..model import MANAGED_BY, Call, Change, Definition, FileImage, Planes, Setting, as_text
 from ..system import System
 
 
@@ -73,6 +74,32 @@ class Kind:
     def disruption_of(self, name: str, wanted: str, planes: Planes) -> str:
         """What making `wanted` live does to the host as it is now: one of model.DISRUPTIONS."""
         return {"restart": "restarts", "reboot": "reboots"}.get(planes.needs, self.disruption)
+
+    def foretell(self, setting: Setting, planes: Planes, call: Call) -> Planes:
+        """The planes after `call`, which sets this setting (or gives it back): what check mode says.
+
+        Exact in what tells a pending verdict from a good one, and in `needs`.
+        """
+        then = replace(planes, definitions=self._definitions_after(setting, planes, call), stale=False)
+        shall = then.winner.value if then.winner and not call.undo else setting.value
+        if then.has_live and not then.waits and self.reaches(setting.name, planes):
+            then.live = shall
+        if then.needs == "reload" or (then.live is not None and self.same(setting.name, shall, then.live)):
+            then.needs = "none"
+        return then
+
+    def _definitions_after(self, setting: Setting, planes: Planes, call: Call) -> list[Definition]:
+        """The definitions once ours says what is asked for, or nothing."""
+        ours = self.managed_file(setting.owner, setting.name) or ""
+        others = [one for one in planes.definitions if one.file != ours]
+        if call.undo:
+            return others
+        later = [one for one in others if ours and self.outranks(one.file, ours)]
+        return [*(one for one in others if one not in later), Definition(setting.value, ours), *later]
+
+    def outranks(self, file: str, ours: str) -> bool:
+        """Whether what `file` says wins over what our file says, which may not be there yet."""
+        return os.path.dirname(file).endswith(".d") and os.path.basename(file) > os.path.basename(ours)
 
     # persistence
 

@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 
 from .. import atomic, cmdline, grub
 from ..cmdline import Word, normal
-from ..model import Change, Definition, Planes, Refusal, Setting, squeeze
+from ..model import Call, Change, Definition, Planes, Refusal, Setting, squeeze
 from ..shell_source import Unfollowed
 from ..system import KERNEL_SHARED, System
 from .base import Kind
@@ -404,6 +404,10 @@ class BootKind(Kind):
         if live and not any(word.name == "BOOT_IMAGE" for word in live):
             notes.append("this boot did not come from GRUB: its command line has no BOOT_IMAGE")
         return "; ".join(notes)
+
+    def foretell(self, setting: Setting, planes: Planes, call: Call) -> Planes:
+        """The line that this kernel was booted with stays, whatever is written."""
+        return replace(planes, definitions=self._definitions_after(setting, planes, call), stale=False)
 
     # persistence
 

@@ -15,10 +15,11 @@ import os
 import pwd
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from .. import atomic, keys
-from ..model import Change, Definition, FileImage, Planes, Refusal, Setting, shown
+from ..model import Call, Change, Definition, FileImage, Planes, Refusal, Setting, shown
 from ..systemd import Systemd
 from .base import Kind
 
@@ -36,6 +37,8 @@ class FileKind(Kind):
         super().__init__(system)
         self.systemd = Systemd(system)
         self._asked: dict[str, dict[str, Any]] = {}
+        #: when each running unit that reads a file at its start did so, in seconds since the epoch
+        self._started: dict[str, float] = {}
         #: files that the manifest knows as secret, whatever is asked of them now
         self._were_secret: set[str] = set()
 
@@ -164,7 +167,12 @@ class FileKind(Kind):
             )
         except OSError as error:
             silent = error.strerror or str(error)
-        found = {name: self._read_one(name, units) for name in names}
+        for unit, about in units.items():
+            started = self.systemd.seconds(about.get("ExecMainStartTimestamp", ""))
+            self._started.pop(unit, None)
+            if about.get("ActiveState") == "active" and started is not None:
+                self._started[unit] = started
+        found = {name: self._read_one(name) for name in names}
         for name, planes in found.items():
             if silent and self._restarts(name):
                 planes.unknown = planes.unknown or silent
@@ -174,7 +182,7 @@ class FileKind(Kind):
         unit = self._asked.get(name, {}).get("restart")
         return [unit] if unit else []
 
-    def _read_one(self, name: str, units: Mapping[str, Mapping[str, str]]) -> Planes:
+    def _read_one(self, name: str) -> Planes:
         planes = Planes(has_live=False)
         planes.unknown = self._stranger(name)
         try:
@@ -188,12 +196,22 @@ class FileKind(Kind):
         text = f"{digest} {image.mode:04o} {_user(image.uid)}:{_group(image.gid)}"
         planes.definitions = [Definition(text, name)]
         for unit in self._restarts(name):
-            started = self.systemd.seconds(units.get(unit, {}).get("ExecMainStartTimestamp", ""))
-            if units.get(unit, {}).get("ActiveState") == "active" and started is not None:
+            started = self._started.get(unit)
+            if started is not None:
                 newer = os.stat(self.system.path(name)).st_mtime > started
-                planes.process = f"what {name} held before {unit} started" if newer else text
+                planes.process = _older(name, unit) if newer else text
                 planes.needs = "restart" if newer else "none"
         return planes
+
+    def foretell(self, setting: Setting, planes: Planes, call: Call) -> Planes:
+        then = super().foretell(setting, planes, call)
+        running = [
+            unit for unit in self._restarts(setting.name) if unit in self._started and unit not in call.stops
+        ]
+        if setting.name not in call.files and running:
+            return then
+        process = _older(setting.name, running[0]) if running else None
+        return replace(then, process=process, needs="restart" if running else "none")
 
     def _stranger(self, name: str) -> str:
         """Whether a file shall belong to somebody whom only a package that is still missing will bring."""
@@ -257,6 +275,11 @@ def _encoded(thing: str, content: str) -> bytes:
             thing=thing,
             remedy="Correct the content in the inventory",
         ) from None
+
+
+def _older(name: str, unit: str) -> str:
+    """The process plane of a unit that runs with what a file was before."""
+    return f"what {name} held before {unit} started"
 
 
 def _user(uid: int) -> str:

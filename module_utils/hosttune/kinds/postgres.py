@@ -36,6 +36,8 @@ from .base import Kind, did_you_mean
 CONF = "/etc/postgresql"
 #: A reload is a signal: the server reads its files a moment later.
 RELOAD_SECONDS = 5.0
+#: Where ALTER SYSTEM writes, in the data directory.
+AUTO_CONF = "/postgresql.auto.conf"
 COMMAND_LINE = "command line of the server"
 ENVIRONMENT = "environment of the server"
 #: Where the orchestrator's unit and configuration name its OS user, which is its role, and its database.
@@ -446,6 +448,10 @@ class PostgresKind(Kind):
             return f"cluster {cluster} has no socket: its unix_socket_directories is empty"
         return lines[3].strip(), lines[4].strip()
 
+    def outranks(self, file: str, ours: str) -> bool:
+        """Statements, the command line and what ALTER SYSTEM wrote come after every file of conf.d."""
+        return super().outranks(file, ours) or not file.startswith("/") or file.endswith(AUTO_CONF)
+
     # persistence
 
     def managed_file(self, owner: str, name: str) -> str:
@@ -542,7 +548,7 @@ class PostgresKind(Kind):
         if lines and not self.same(change.name, change.value, lines[-1].value):
             last = lines[-1]
             remedy = ""
-            if last.file.endswith("/postgresql.auto.conf"):
+            if last.file.endswith(AUTO_CONF):
                 remedy = f"; take it back with ALTER SYSTEM RESET {parameter}"
             return f"{stays}: {last.file}:{last.line} decides{remedy}"
         return f"{stays} {RELOAD_SECONDS:.0f} s after the reload"

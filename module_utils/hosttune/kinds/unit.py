@@ -12,6 +12,7 @@ template. Planes:
 - process: what the running main process has (/proc/PID). A directive that is taken at the start of the
   process and that /proc does not show is compared by time: a file newer than the process was not read by it.
   That can ask for one restart too many, when another directive of the same file changed; never for too few.
+  Of a template it is that of the first running instance which has another value, named with it.
 
 Written files become live by one `systemctl daemon-reload`. Nothing is restarted here.
 """
@@ -22,11 +23,11 @@ import os
 import re
 import shlex
 import signal
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ..model import Change, Planes, Refusal, Setting, octal_in_quotes, squeeze
+from ..model import Call, Change, Planes, Refusal, Setting, octal_in_quotes, squeeze
 from ..system import System
 from ..systemd import (
     Assignment,
@@ -46,6 +47,7 @@ from ..systemd import (
     or_list,
     read_assignments,
     size,
+    template_of,
 )
 from .base import Kind, did_you_mean
 from .manager import agrees, check_present, definitions, memory_policy, words
@@ -247,6 +249,8 @@ class UnitKind(Kind):
         self.systemd = Systemd(system)
         #: units whose own file comes with the same call
         self._coming: set[str] = set()
+        #: what runs with a setting, by its name: several processes of a template
+        self._running: dict[str, list[_Process]] = {}
 
     # names and values
 
@@ -390,15 +394,41 @@ class UnitKind(Kind):
 
     def read(self, names: Sequence[str]) -> dict[str, Planes]:
         self._silent = ""
+        self._running = {name: found for name, found in self._running.items() if name not in names}
         by_unit: dict[str, list[str]] = {}
         for name in names:
             by_unit.setdefault(split(name)[0], []).append(name)
         wanted = {one for name in names for one in properties(split(name)[2])}
         shown = self._shown(by_unit, wanted)
+        instances = self._instances([unit for unit in by_unit if is_template(unit)], wanted)
         found: dict[str, Planes] = {}
         for unit, mine in by_unit.items():
             found.update(self._read_unit(unit, mine, shown.get(unit, {})))
+            for instance, about in instances.items():
+                if template_of(instance) == unit:
+                    self._read_instance(instance, about, {name: found[name] for name in mine})
         return found
+
+    def _instances(self, templates: Sequence[str], extra: Iterable[str]) -> dict[str, dict[str, str]]:
+        """What systemd shows of the running instances of templates. Never raises."""
+        try:
+            shown = self.systemd.instances(templates, (*_ALWAYS_SHOWN, *sorted(set(extra))))
+        except OSError as error:
+            self._silent = str(error.strerror)
+            return {}
+        return {unit: about for unit, about in shown.items() if about.get("MainPID", "0") != "0"}
+
+    def _read_instance(self, instance: str, shown: Mapping[str, str], of: Mapping[str, Planes]) -> None:
+        """Tells the templates' planes what a running instance has, where the template decides that."""
+        own = {_of_unit(name, instance): name for name in of}
+        for mine, planes in self._read_unit(instance, list(own), shown).items():
+            name = own[mine]
+            running = self._running.pop(mine, [])
+            if of[name].unknown or of[name].unsupported or not running:
+                continue
+            self._running[name] = [*self._running.get(name, []), *running]
+            if planes.needs == "restart" and _place(planes) == _place(of[name]):
+                _blame(of[name], planes, instance)
 
     def _read_unit(self, unit: str, names: Sequence[str], shown: Mapping[str, str]) -> dict[str, Planes]:
         file = fragment(self.system, unit)
@@ -418,7 +448,7 @@ class UnitKind(Kind):
 
     def _problem(self, unit: str, file: str | None, shown: Mapping[str, str]) -> str:
         """Why nothing can be said of a unit; empty where something can."""
-        if self._silent and not is_template(unit):
+        if self._silent:
             return self._silent
         if file is None and shown.get("LoadState", "not-found") == "not-found" and unit not in self._coming:
             return f"unit {unit} does not exist"
@@ -464,34 +494,64 @@ class UnitKind(Kind):
         if not agrees(self, name, planes):
             planes.needs = "reload"
         if section == "Service" and shown.get("MainPID", "0") != "0":
-            self._read_process(name, planes, shown)
+            started = self.systemd.seconds(shown.get("ExecMainStartTimestamp", ""))
+            process = _Process(unit, shown["MainPID"], started, planes)
+            self._running[name] = [process]
+            # What is loaded and still not live (WatchdogSec) waits for the restart as well.
+            self._compare(name, planes, process, shown.get("NeedDaemonReload") != "yes")
         return planes
 
-    def _read_process(self, name: str, planes: Planes, shown: Mapping[str, str]) -> None:
-        unit, _section, directive = split(name)
+    def foretell(self, setting: Setting, planes: Planes, call: Call) -> Planes:
+        then = super().foretell(setting, planes, call)
+        then.process = None
+        if setting.name in self._running:
+            then.needs = "none"
+        for process in self._running.get(setting.name, []):
+            if process.unit in call.stops:
+                continue
+            if not is_template(split(setting.name)[0]):
+                then.note = ""
+                self._compare(setting.name, then, process, True, call.files)
+                continue
+            its = replace(
+                super().foretell(setting, process.planes, call), needs="none", process=None, note=""
+            )
+            if call.undo:
+                its.live = its.winner.value if its.winner else None
+            self._compare(_of_unit(setting.name, process.unit), its, process, True, call.files)
+            if its.winner is None:
+                its.needs = "restart"  # which default it then has is not known before
+            if its.needs == "restart" and _place(its) == _place(then):
+                _blame(then, its, process.unit)
+        return then
+
+    def _compare(
+        self,
+        name: str,
+        planes: Planes,
+        process: _Process,
+        loaded: bool,
+        written: Collection[str] = (),
+    ) -> None:
+        """Sets what a running process has and whether it needs a restart; `written` files will be newer."""
+        directive = split(name)[2]
         winner = planes.winner
-        # What is loaded and still not live (WatchdogSec) waits for the restart as well.
-        loaded = shown.get("NeedDaemonReload") != "yes"
-        newer = False
-        started = self.systemd.seconds(shown.get("ExecMainStartTimestamp", ""))
-        if winner is not None and started is not None:
-            try:
-                newer = os.stat(self.system.path(winner.file)).st_mtime > started
-            except OSError:
-                newer = True
+        newer = winner is not None and (
+            winner.file in written or self._is_newer(winner.file, process.started)
+        )
         try:
-            found = self._of_process(directive, shown["MainPID"], planes.live or "")
+            found = self._of_process(directive, process.pid, planes.live or "")
         except (OSError, ValueError, IndexError):
             return  # it ended meanwhile, or this kernel does not show it
         if found is None:
             if directive in _AT_START and newer and winner is not None:
-                planes.process = f"what {winner.file} held before {unit} started"
+                planes.process = f"what {winner.file} held before {process.unit} started"
                 planes.needs = "restart" if loaded else "reload"
             return
         if planes.live is None or self.same(name, planes.live, found):
             planes.process = found
             return
-        if directive == "CPUAffinity" and self._narrowed(planes.live, found, shown["MainPID"]):
+        if directive == "CPUAffinity" and self._narrowed(planes.live, found, process.pid):
             planes.process = planes.live
             planes.note = f"the cgroup and the CPUs online leave it {found}"
             return
@@ -502,6 +562,15 @@ class UnitKind(Kind):
         planes.process = found
         if loaded:
             planes.needs = "restart"
+
+    def _is_newer(self, file: str, started: float | None) -> bool:
+        """Whether a file came after a process, which then has not read it."""
+        if started is None:
+            return False
+        try:
+            return os.stat(self.system.path(file)).st_mtime > started
+        except OSError:
+            return True
 
     def _beyond_reach(self, directive: str, found: str, wanted: str) -> bool:
         """Whether systemd may well have been unable to give a process more than what is `found`.
@@ -636,6 +705,36 @@ class UnitKind(Kind):
             return {}
         why = f"systemctl daemon-reload: {ended.err.strip() or ended.status}"
         return {change.name: why for change in changes} or {touched[0] if touched else "": why}
+
+
+@dataclass(frozen=True)
+class _Process:
+    """A running main process: of which unit, with the unit's planes as they were read."""
+
+    unit: str
+    pid: str
+    #: seconds since the epoch
+    started: float | None
+    planes: Planes
+
+
+def _of_unit(name: str, unit: str) -> str:
+    """The same directive of another unit."""
+    return "/".join((unit, *split(name)[1:]))
+
+
+def _place(planes: Planes) -> tuple[str, int] | None:
+    """Where the definition stands that decides."""
+    winner = planes.winner
+    return (winner.file, winner.line) if winner else None
+
+
+def _blame(template: Planes, instance: Planes, unit: str) -> None:
+    """Says of a template what the first of its instances has that must restart."""
+    if template.process is None:
+        found = instance.process or "another value"
+        template.process = found if unit in found else f"{found} in {unit}"
+        template.needs = "restart"
 
 
 def split(name: str) -> tuple[str, str, str]:
