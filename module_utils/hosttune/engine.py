@@ -736,9 +736,10 @@ class _Run:
             if kind_name in undo_changes and kind_name not in kinds.RELOADING:
                 self._activate(kind_name, undo_changes[kind_name], [])
         for path, (_kind, _owner, image) in files.items():
-            real = self.system.path(path)
-            atomic.make_folders(os.path.dirname(real))
-            atomic.write(real, image)
+            if self._on_disk(path) != _plain(image):  # else it stands, and was not read yet
+                real = self.system.path(path)
+                atomic.make_folders(os.path.dirname(real))
+                atomic.write(real, image)
             self.written.add(path)
         # A file that is as it was before us (a run that was cut short, another hand) takes no reload.
         back = [path for path in removed if self._on_disk(path) != self.ledger.original(path)]
