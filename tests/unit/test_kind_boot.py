@@ -91,6 +91,9 @@ class Host(System):
         self.put("/proc/cmdline", "BOOT_IMAGE=" + " ".join(map(grub.loader_text, chosen)) + "\n")
 
     def run(self, *argv, stdin="", timeout=120.0):
+        if argv[0] == "env":
+            self.language = argv[argv.index("update-grub") - 1]
+            argv = argv[argv.index("update-grub") :]
         self.ran.append(argv)
         if argv[0] == "update-grub" and self.answer.ok:
             self.update(argv[2].removeprefix(str(self.folder)))
@@ -490,3 +493,12 @@ def test_check_mode_writes_nothing(host):
     report, found = converge(host, check=True, isolcpus="2-3")
     assert (report.changed, found["isolcpus"].changed, host.ran) == (True, True, [])
     assert (host.read(grub.MENU), host.exists(MINE)) == (before, False)
+
+
+@pytest.mark.parametrize(
+    ("said", "asked"), [("", "C"), ("  set lang=de_DE\n", "de_DE.UTF-8"), ("set lang=C\n", "C.UTF-8")]
+)
+def test_the_menu_keeps_its_language(host, as_root, said, asked):
+    host.put(grub.MENU, said + host.read(grub.MENU))
+    converge(host, isolcpus="2-3")
+    assert host.language == f"LANG={asked}"

@@ -10,6 +10,9 @@ from typing import Any, ClassVar
 from ..model import MANAGED_BY, Call, Change, Definition, FileImage, Planes, Setting, as_text
 from ..system import System
 
+#: How the names of the files begin that the suite makes.
+_OURS = "60-hosttune-"
+
 
 class Kind:
     """One family of settings on one host.
@@ -91,11 +94,15 @@ class Kind:
     def _definitions_after(self, setting: Setting, planes: Planes, call: Call) -> list[Definition]:
         """The definitions once ours says what is asked for, or nothing."""
         ours = self.managed_file(setting.owner, setting.name) or ""
-        others = [one for one in planes.definitions if one.file != ours]
+        others = [one for one in planes.definitions if one.file != ours and not self._leaves(one.file, call)]
         if call.undo:
             return others
         later = [one for one in others if ours and self.outranks(one.file, ours)]
         return [*(one for one in others if one not in later), Definition(setting.value, ours), *later]
+
+    def _leaves(self, file: str, call: Call) -> bool:
+        """Whether a file of ours says nothing of this setting after the call: it had another owner."""
+        return file in call.files and os.path.basename(file).startswith(_OURS)
 
     def outranks(self, file: str, ours: str) -> bool:
         """Whether what `file` says wins over what our file says, which may not be there yet."""

@@ -446,7 +446,9 @@ class BootKind(Kind):
 
     def _generate(self, fresh: str) -> str:
         """Why no good menu could be made; empty where one stands in `fresh`."""
-        ended = self.system.run("update-grub", "-o", fresh, timeout=900.0)
+        # In the language of the menu that stands: grub-mkconfig asks LANG, and our caller may have another.
+        words = ("-u", "LC_ALL", "-u", "LC_MESSAGES", "-u", "LANGUAGE", f"LANG={self._language()}")
+        ended = self.system.run("env", *words, "update-grub", "-o", fresh, timeout=900.0)
         if not ended.ok:
             said = ended.err.strip().split("\n")[-3:]
             return f"ended with status {ended.status}: {' / '.join(said)}"
@@ -454,6 +456,14 @@ class BootKind(Kind):
         if not ended.ok:
             return f"what it wrote is no GRUB script: {(ended.err or ended.out).strip()}"
         return ""
+
+    def _language(self) -> str:
+        """The locale in which the menu was made: `set lang=` of grub.cfg, C where it says none."""
+        try:
+            found = re.search(r"^\s*set lang=(\S+)$", self.system.read(grub.MENU), re.MULTILINE)
+        except OSError:
+            found = None
+        return f"{found.group(1)}.UTF-8" if found else "C"
 
     def _install(self, fresh: str, real: str) -> str:
         """Puts the new menu in place; says why where it must not be."""
