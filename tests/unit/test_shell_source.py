@@ -46,7 +46,7 @@ def plant(root, files):
     for name, text in files.items():
         target = root / "etc/default" / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(text, newline="", errors="surrogateescape")
+        target.write_bytes(text.encode("utf-8", "surrogateescape"))
 
 
 def followed(root):
