@@ -20,6 +20,8 @@ VOLATILE = (
     "net.netfilter.nf_conntrack_count", "net.ipv4.tcp_fastopen_key", "net.ipv6.conf.all.stable_secret",
     "vm.stat_refresh", "kernel.perf_event_max_sample_rate", "net.ipv4.neigh.", "net.ipv6.neigh.",
     "kernel.threads-max", "user.",
+    # Drawn or computed anew by every boot.
+    "net.core.netdev_rss_key", "vm.user_reserve_kbytes", "vm.admin_reserve_kbytes",
 )  # fmt: skip
 UNIT_PROPERTIES = (
     "LimitNOFILE,LimitNOFILESoft,TasksMax,CPUAffinity,NUMAPolicy,NUMAMask,UnitFileState,OOMScoreAdjust"
@@ -78,7 +80,11 @@ def live():
         "mount": said("findmnt", "--noheadings", "--raw", "-o", "TARGET,OPTIONS", "-t", "ext4,xfs,overlay"),
         "units": {unit: said("systemctl", "show", "-p", UNIT_PROPERTIES, unit) for unit in units},
         "manager": said("systemctl", "show", "-p", "DefaultLimitNOFILE,DefaultTasksMax,RuntimeWatchdogUSec"),
-        "enabled": said("systemctl", "list-unit-files", "--no-legend", "--plain"),
+        "enabled": [
+            line
+            for line in said("systemctl", "list-unit-files", "--no-legend", "--plain").splitlines()
+            if ".scope " not in line  # a session of somebody who is logged in
+        ],
     }
 
 
