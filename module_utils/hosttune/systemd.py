@@ -48,46 +48,36 @@ class Systemd:
         wanted = sorted(set(units))
         if not wanted:
             return {}
-        ended = self.system.run(
-            "systemctl",
-            "show",
-            "--timestamp=us+utc",
-            f"--property={','.join(('Id', *properties))}",
-            "--",
-            *wanted,
-        )
-        if not ended.ok:
-            raise OSError(ended.status, f"systemctl show: {ended.err.strip() or ended.status}")
         # One block a unit, in the order asked: an alias answers with its target's Id.
-        blocks = [block for block in ended.out.split("\n\n") if block.strip()]
+        blocks = self._blocks(wanted, properties)
         if len(blocks) != len(wanted):
             raise OSError(5, f"systemctl show answered for {len(blocks)} of {len(wanted)} units")
-        return {
-            unit: dict(line.split("=", 1) for line in block.strip().split("\n") if "=" in line)
-            for unit, block in zip(wanted, blocks)
-        }
+        return dict(zip(wanted, blocks))
 
     def instances(self, templates: Iterable[str], properties: Sequence[str]) -> dict[str, dict[str, str]]:
         """Instance -> property -> text, of all instances of `templates` that systemd has; raises OSError."""
         patterns = [template.replace("@.", "@*.") for template in sorted(set(templates))]
         if not patterns:
             return {}
+        return {block["Id"]: block for block in self._blocks(patterns, properties)}
+
+    def _blocks(self, words: Sequence[str], properties: Sequence[str]) -> list[dict[str, str]]:
+        """Property -> text of each unit that systemd answers for, names or patterns; raises OSError."""
         ended = self.system.run(
             "systemctl",
             "show",
             "--timestamp=us+utc",
             f"--property={','.join(('Id', *properties))}",
             "--",
-            *patterns,
+            *words,
         )
         if not ended.ok:
             raise OSError(ended.status, f"systemctl show: {ended.err.strip() or ended.status}")
-        blocks = [
+        return [
             dict(line.split("=", 1) for line in block.strip().split("\n") if "=" in line)
             for block in ended.out.split("\n\n")
             if block.strip()
         ]
-        return {block["Id"]: block for block in blocks}
 
     def manager(self, properties: Sequence[str]) -> dict[str, str]:
         """The manager's own properties; raises OSError."""
