@@ -152,7 +152,8 @@ def test_every_definition_is_listed_and_alter_system_is_named(probe: Probe) -> N
     probe.sql("ALTER SYSTEM SET work_mem = '9MB'")
     assert probe.verdict("work_mem") == (
         "boot_bomb",
-        f"live is right, but {AUTO}:3 says 9MB: the next boot or restart undoes it",
+        f"live is right, but {AUTO}:3 says 9MB: the next boot or restart undoes it; the server has not read "
+        "its files since they changed: a reload brings what they say, SELECT pg_reload_conf()",
     )
     found = probe.converge({"work_mem": "8MB", "checkpoint_timeout": "10min"})
     probe.reload()

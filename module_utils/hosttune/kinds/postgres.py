@@ -325,7 +325,10 @@ class PostgresKind(Kind):
         if known.pending or waits or not self.same(name, shall, planes.live):
             planes.needs = "restart" if known.context == "postmaster" else "reload"
         if waits and planes.needs == "reload":
-            planes.note = "the server has not read its files since they changed: SELECT pg_reload_conf()"
+            planes.note = (
+                "the server has not read its files since they changed: a reload brings what they say, "
+                "SELECT pg_reload_conf()"
+            )
 
     def _read_custom(self, name: str, said: Cluster, planes: Planes) -> None:
         """A dotted name that no loaded library knows; one whose library comes at the next start waits."""
