@@ -81,7 +81,7 @@ explained:
 import platform
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.hosttune import engine, explain
+from ansible.module_utils.hosttune import demand, engine, explain
 from ansible.module_utils.hosttune.model import Refusal
 from ansible.module_utils.hosttune.system import System
 
@@ -95,7 +95,7 @@ class _Module(AnsibleModule):
     def _load_params(self) -> None:
         # Before options are validated: what refuses a call shows the call.
         super()._load_params()
-        self.no_log_values.update(explain.secrets(self.params))
+        self.no_log_values.update(demand.secrets(self.params))
 
 
 def main() -> None:

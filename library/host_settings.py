@@ -255,12 +255,10 @@ topology_matches:
   type: bool
 """
 
-import json
 import platform
-from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.hosttune import engine, kinds
+from ansible.module_utils.hosttune import demand, engine, kinds
 from ansible.module_utils.hosttune.foreign import ForeignRefusal
 from ansible.module_utils.hosttune.model import DISRUPTIONS, Refusal
 from ansible.module_utils.hosttune.system import System
@@ -276,22 +274,7 @@ class _Module(AnsibleModule):
     def _load_params(self) -> None:
         # Before options are validated: what refuses a call shows the call.
         super()._load_params()
-        self._hide_secrets(self.params)
-
-    def _hide_secrets(self, value: Any) -> None:
-        """Takes the content of every secret file in these options for a value that is never shown."""
-        if isinstance(value, str) and value.lstrip().startswith("{"):
-            try:
-                value = json.loads(value)  # as Ansible itself reads a dict given as text
-            except ValueError:
-                return
-        if not isinstance(value, dict):
-            return
-        if value.get("secret") and value.get("content"):
-            content = str(value["content"])
-            self.no_log_values.update((content, json.dumps(content)[1:-1]))
-        for inner in value.values():
-            self._hide_secrets(inner)
+        self.no_log_values.update(demand.secrets(self.params))
 
 
 def main() -> None:

@@ -1,11 +1,13 @@
 """The form of a call: that it says owner, kind, name and value, before anybody asks what they mean.
 
 What a name or value means is each kind's business (Kind.text, Kind.check). Here is what no kind can take: a
-list where names belong, a name that is no text, an owner that would leave its folder.
+list where names belong, a name that is no text, an owner that would leave its folder. And what of a call
+nobody may see.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -104,6 +106,26 @@ def _check_name(kind: str, name: object) -> None:
             thing=f"{kind} {name[:100]}...",
             remedy=f"At most {LONGEST_PART} bytes between slashes, and {LONGEST_NAME} in all",
         )
+
+
+def secrets(options: object) -> set[str]:
+    """What nothing may show: the content of every secret file in a call, as it is and as JSON has it.
+
+    A dict may come as JSON text, which Ansible reads as the dict. Never holds a blank text: hiding that would
+    hide everything.
+    """
+    if isinstance(options, str) and options.lstrip().startswith("{"):
+        try:
+            options = json.loads(options)
+        except ValueError:
+            return set()
+    if not isinstance(options, Mapping):
+        return set()
+    found = set[str]().union(*(secrets(inner) for inner in options.values()))
+    content = str(options.get("content") or "")
+    if options.get("secret") and content.strip():
+        found |= {content, content.strip(), json.dumps(content)[1:-1]}
+    return found
 
 
 def _mapping(found: object, thing: str, remedy: str) -> Mapping[Any, Any]:

@@ -6,7 +6,6 @@ the manifest instead. Writes nothing.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -38,17 +37,6 @@ def explain(system: System, request: engine.Request, asked: str) -> list[dict[st
         if judged.setting.key in meant:
             was = ledger.entry(*judged.setting.key)
             found.append({**judged.as_dict(), "notes": judged.setting.notes, "was": _was(was)})
-    return found
-
-
-def secrets(options: Any) -> set[str]:
-    """The content of every secret file in a call's options, as it is and as JSON shows it."""
-    if not isinstance(options, Mapping):
-        return set()
-    found = set[str]().union(*(secrets(inner) for inner in options.values()))
-    if options.get("secret") and options.get("content"):
-        content = str(options["content"])
-        found |= {content, content.strip(), json.dumps(content)[1:-1]}
     return found
 
 

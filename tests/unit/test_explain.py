@@ -107,14 +107,6 @@ def test_an_undeclared_setting_is_refused_before_anything_is_read(host):
         explained(host, "net.core.somaxcon")
 
 
-def test_secrets_are_found_wherever_a_call_holds_them():
-    content = 'line "one"\nline two\n'
-    options = {"setting": "a", "owners": {"o": {"file": {"/x": {"content": content, "secret": True}}}}}
-    assert explain.secrets(options) == {content, content.strip(), 'line \\"one\\"\\nline two\\n'}
-    options["owners"]["o"]["file"]["/x"]["secret"] = False
-    assert explain.secrets(options) == set()
-
-
 VARIABLES = """---
 # comment
 role_one: 1

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from fake_host import FakeHost, as_root
-from hosttune import keys, store
+from hosttune import demand, keys, store
 from hosttune.model import Refusal
 from test_engine import run_module
 
@@ -162,3 +162,14 @@ def test_a_failure_tells_no_secret(host, monkeypatch, where):
     assert result["failed"], result
     assert SECRET not in everything
     assert telling_files(host, SECRET) == set()
+
+
+def test_secrets_are_found_wherever_a_call_holds_them():
+    content = 'line "one"\nline two\n'
+    options = {"setting": "a", "owners": {"o": {"file": {"/x": {"content": content, "secret": True}}}}}
+    assert demand.secrets(options) == {content, content.strip(), 'line \\"one\\"\\nline two\\n'}
+    assert demand.secrets(json.dumps(options)) == demand.secrets(options)
+    options["owners"]["o"]["file"]["/x"]["secret"] = False
+    assert demand.secrets(options) == set()
+    for blank in ("", "\n"):
+        assert demand.secrets({"/x": {"content": blank, "secret": True}}) == set()
