@@ -598,6 +598,8 @@ class _Run:
                 }
             )
         for kind_name in kinds.ORDER:
+            if kind_name not in undo_changes and kind_name not in changes:
+                continue  # and nothing of that kind's code is loaded, which a host pays for in every call
             kind = self.observer.kind(kind_name)
             after = kind.outcome(undo_changes.get(kind_name, [])) if kind_name in undo_changes else {}
             after.update(kind.outcome(changes.get(kind_name, [])) if kind_name in changes else {})

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -166,7 +167,7 @@ def on_host(lab: list[str]) -> None:
     limited = [*AD_HOC, "--limit", host, "-m", "host_settings", "-a"]
     timed([*limited, asked])
     print("hosttune-drift on a host, 250 kernel settings (goal: at most 8): ", end="", flush=True)
-    subprocess.run([*lab, "exec", host, "--", "python3", "-c", ON_HOST], check=True)
+    subprocess.run([*lab, "exec", host, "--", "python3", "-c", shlex.quote(ON_HOST)], check=True)
 
 
 def rounds(commands: dict[str, list[str]], number: int) -> dict[str, list[float]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from fake_host import FakeHost, FullHost, as_root
-from hosttune import drift, engine, lock, plan, store, waivers
+from hosttune import drift, engine, kinds, lock, plan, store, waivers
 from hosttune.kinds.sysctl import SysctlKind
 from hosttune.model import Refusal
 from hosttune.system import Ran, System
@@ -230,6 +230,15 @@ def test_the_module_names_host_thing_and_remedy(host, monkeypatch):
     assert result["failed"]
     assert "sysctl net.core.somaxcon" in result["msg"]
     assert "Did you mean net.core.somaxconn" in result["remedy"]
+
+
+def test_no_kind_is_loaded_that_nobody_asks_for(host, monkeypatch):
+    loaded = set()
+    load = kinds.load
+    monkeypatch.setattr(kinds, "load", lambda name, system: loaded.add(name) or load(name, system))
+    host.apply({"kernel": {"sysctl": {"net.core.somaxconn": "4096"}}})
+    assert "sysctl" in loaded
+    assert loaded.isdisjoint({"block", "boot", "mount", "postgres", "redis", "unit"})
 
 
 def test_a_second_run_is_told_who_holds_the_lock(host):
