@@ -168,7 +168,7 @@ import json
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.hosttune import cpuplan
+from ansible.module_utils.hosttune import cpupicture, cpuplan
 from ansible.module_utils.hosttune.model import Refusal
 
 
@@ -200,7 +200,7 @@ def main() -> None:
     try:
         topology = module.params["topology"] or read_file(module.params["topology_file"])
         plan = cpuplan.plan(topology, module.params["request"])
-        module.exit_json(changed=False, cpu_plan=plan, picture=cpuplan.picture(topology, plan))
+        module.exit_json(changed=False, cpu_plan=plan, picture=cpupicture.picture(topology, plan))
     except Refusal as refusal:
         module.fail_json(msg=str(refusal))
 

@@ -20,7 +20,7 @@ _MODULE_UTILS = f"{_PROJECT}/module_utils"
 if _MODULE_UTILS not in sys.path:
     sys.path.insert(0, _MODULE_UTILS)
 
-from hosttune import asking, cpulist, cpuplan, origin, sizing  # noqa: E402 - after the path is set
+from hosttune import asking, cpulist, cpupicture, cpuplan, origin, sizing  # noqa: E402 - after the path is set
 from hosttune.model import Refusal  # noqa: E402
 
 DOCUMENTATION = r"""
@@ -66,7 +66,7 @@ def cpu_plan(topology: Mapping[str, Any], request: Mapping[str, Any] | None = No
 @_told
 def cpu_plan_picture(topology: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
     """A plan drawn as text, to print by lines."""
-    return cpuplan.picture(topology, plan)
+    return cpupicture.picture(topology, plan)
 
 
 @_told

@@ -3,6 +3,7 @@
 import os
 
 from hypothesis import settings
+from machines import TALLY
 from oracle_trees import BAD_INPUT, COMPARISONS
 
 # Elsewhere each run tries new examples; in CI no change is refused for a fault that it did not bring.
@@ -29,9 +30,11 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_terminal_summary(terminalreporter):
-    """How many cases were compared with the system's own tools: a number, since dots do not show it."""
+    """How many cases were compared with the system's own tools, and machines planned: dots do not show it."""
     for comparison in COMPARISONS:
         if comparison.compared:
             terminalreporter.write_line(str(comparison))
     if BAD_INPUT.cases:
         terminalreporter.write_line(str(BAD_INPUT))
+    for line in TALLY.lines():
+        terminalreporter.write_line(line)

@@ -395,8 +395,8 @@ def test_it_runs_on_the_oldest_python():
     if oldest is None:
         pytest.skip("Python 3.9 is not here")
     code = (
-        "from hosttune import cpuplan, sizing, topology; seen = topology.read();"
-        "print(cpuplan.picture(seen, cpuplan.plan(seen)));"
+        "from hosttune import cpupicture, cpuplan, sizing, topology; seen = topology.read();"
+        "print(cpupicture.picture(seen, cpuplan.plan(seen)));"
         "print(sizing.postgres(sizing.memory_budget('8GB')['postgres']['bytes'], 2), sizing.redis('1GB'))"
     )
     environment = {**os.environ, "PYTHONPATH": str(REPO / "module_utils"), "PYTHONDONTWRITEBYTECODE": "1"}
