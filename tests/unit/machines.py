@@ -43,7 +43,8 @@ class Tally:
         for what in sorted({*self.own, *self.recorded}):
             own, recorded = len(self.own.get(what, ())), len(self.recorded.get(what, ()))
             here = "" if RECORDED else " (shared/topologies is not beside this checkout)"
-            found.append(f"machines {what}: {own} synthetic, {recorded} real{here}")
+            synthetic = f"{own} synthetic, " if own else ""
+            found.append(f"machines {what}: {synthetic}{recorded} real{here}")
         if self.random:
             found.append(
                 f"random topologies: {self.random}; plans judged by the oracle: {self.plans},"

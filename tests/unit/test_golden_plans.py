@@ -44,6 +44,13 @@ def test_the_plan_is_the_one_that_was_read(path):
     TALLY.saw("planned as their golden file says", path)
 
 
+def test_the_picture_in_the_documentation_is_one_of_them():
+    _, _, rest = (REPO / "docs/cpu_plan.md").read_text().partition("```text\n")
+    shown = rest.partition("\n```")[0]
+    assert shown.startswith("Intel(R) Xeon(R) Platinum 8259CL")
+    assert shown in (GOLDEN / "mpibind-g4dnmetal.txt").read_text()
+
+
 def test_no_golden_file_is_left_over():
     """Every file is of a machine; where the real ones are not here, of 20 that are elsewhere."""
     names = {path.stem for path in GOLDEN.glob("*.txt")}
