@@ -160,7 +160,7 @@ def differences(hosts: Mapping[str, Mapping[str, str]]) -> list[str]:
 
 
 def _sentences(aspect: str, values: Mapping[str, list[str]]) -> list[str]:
-    ranked = sorted(values.items(), key=lambda one: (-len(one[1]), one[0]))
+    ranked = sorted(values.items(), key=lambda one: (-len(one[1]), min(one[1])))
     (usual, its), *others = ranked
     if len(others[0][1]) == len(its):  # nobody is the outlier
         return [f"{aspect}: " + "; ".join(f"{_listed(names)} with {value}" for value, names in ranked)]
