@@ -26,8 +26,9 @@ What always holds in a partitioned plan (the tests take these as their oracle):
 - the same input gives the same plan: nothing here depends on link states, order of dicts or time.
 
 Where cores go: housekeeping first, for it is what cannot be done without. The orchestrator next to its NIC,
-on performance cores and within one L3 where it fits; Redis beside it, PostgreSQL on the node of its disk;
-IRQs on the NIC's node. Cores nobody asked for serve housekeeping: isolating or hiding them would waste them.
+on performance cores and within one L3 where it fits (for latency it takes no more unasked); Redis beside it,
+PostgreSQL on the node of its disk; IRQs on the NIC's node. Cores nobody asked for serve housekeeping:
+isolating or hiding them would waste them.
 """
 
 from __future__ import annotations
@@ -61,6 +62,13 @@ HOSTS = {
 
 #: On so few CPUs every set would be one thread wide: splitting them costs more than it gives.
 UNDIVIDED_CPUS = 4
+#: Of so many cores one serves housekeeping, unless it is asked for elsewhere: kernel threads, exporters and
+#: backups of a large machine are more than one core's work.
+_CORES_A_HELPER = 16
+#: Cores of a node that stay for orchestrator and PostgreSQL where others get any unasked.
+_KEPT = 3
+#: Caches of fewer cores bound nothing: virtual machines show an L3 for each CPU.
+_WORTHY_L3 = 4
 #: A core this much weaker than the strongest is an efficiency core (favoured cores differ by less).
 _WEAK = 0.85
 
@@ -402,6 +410,10 @@ def plan(topology: Mapping[str, Any], request: Mapping[str, Any] | None = None) 
     layout = _Layout(machine, asked, spare, nic, disk)
     layout.settle()
     chosen = layout.choose()
+    more = chosen.pop("housekeeping")
+    if more:
+        why_housekeeping.append(f"{_count(len(more), 'core')} more, one of {_CORES_A_HELPER} in all")
+        housekeeping += more
     left_over = layout.left_over()
     if left_over:
         why_housekeeping.append(f"{_count(len(left_over), 'core')} nobody asked for")
@@ -469,7 +481,7 @@ class _Layout:
         self.machine, self.asked = machine, asked
         self.spare = {node: [core for core in spare if core.node == node] for node in machine.core_nodes}
         self.left = {node: len(cores) for node, cores in self.spare.items()}
-        self.takes: dict[str, dict[int | None, int]] = {name: {} for name in SERVICES}
+        self.takes: dict[str, dict[int | None, int]] = {name: {} for name in ("housekeeping", *SERVICES)}
         self.home: dict[str, int | None] = {}
         self.why: dict[str, str] = {}
         self._homes(nic, disk)
@@ -544,11 +556,11 @@ class _Layout:
             )
             self.why["orchestrator"] += f"; the cores of its node were asked for by others, so node {home}"
 
-        # a service of its own cores, only where 3 more stay for orchestrator and PostgreSQL
+        self._help_housekeeping()
         if sizes["irq"] is None:
             near = sum(core.node == self.home["irq"] for core in self.machine.cores)
             usual = min(2, math.ceil(near / 10)) if total >= 8 else 0
-            if self.left.get(self.home["irq"], 0) >= usual + 3:
+            if self.left.get(self.home["irq"], 0) >= usual + _KEPT:
                 self._take("irq", usual)
         if sizes["redis"] is None:
             # 2 CPUs: the child that saves must not share the event loop's
@@ -557,12 +569,27 @@ class _Layout:
             beside = chooses and sizes["postgres"] is None and home == self.home["postgres"]
             # PostgreSQL, which then shares the node, is not to get less than the cache
             enough = not beside or self._postgres_beside(home, self.left[home] - usual) >= usual
-            if self.left[home] >= usual + 3 and enough:
+            if self.left[home] >= usual + _KEPT and enough:
                 self._take("redis", usual)
         if sizes["postgres"] is None:
             self._take("postgres", self._usual_postgres(chooses))
         if chooses:
             self._take("orchestrator", self._usual_orchestrator())
+
+    def _help_housekeeping(self) -> None:
+        """Its usual part of a large machine, of the fullest nodes, unless unwanted nodes give it anyway."""
+        if self.asked.sizes.get("housekeeping") is not None:
+            return
+        total, spare = len(self.machine.cores), sum(map(len, self.spare.values()))
+        missing = math.ceil(total / _CORES_A_HELPER) - (total - spare)
+        homes = {self.home["orchestrator"], self.home["postgres"], self.home["redis"]}
+        missing -= sum(room for node, room in self.left.items() if node not in homes)
+        for _ in range(missing):
+            node = max(self.left, key=lambda one: (self.left[one], one != self.home["orchestrator"]))
+            if self.left[node] <= _KEPT:
+                return
+            self.left[node] -= 1
+            self.takes["housekeeping"][node] = self.takes["housekeeping"].get(node, 0) + 1
 
     def _check(self, sizes: Mapping[str, int | None], total: int) -> None:
         room = sum(self.left.values())
@@ -608,21 +635,35 @@ class _Layout:
         if self.machine.hybrid:
             weak = room - sum(core.fast for core in self.spare[node])
             return min(max(weak, 1), room - 1)
-        return max(room * 2 // 5, 1)
+        return max(room * 2 // 5, room - self._cache_bound(node), 1)
+
+    def _cache_bound(self, node: int | None) -> int:
+        """The most cores the orchestrator takes unasked: for latency, as many as share an L3 of some size."""
+        sizes = Counter(core.l3 for core in self.spare[node] if core.l3 is not None)
+        largest = max(sizes.values(), default=0)
+        bound = self.asked.policy == "latency" and largest >= _WORTHY_L3
+        return largest if bound else len(self.spare[node])
 
     def _usual_orchestrator(self) -> int:
-        """All that is left on its node; of a hybrid no more than the performance cores."""
+        """All that is left on its node, within its bound; of a hybrid no more than the performance cores."""
         home = self.home["orchestrator"]
         fast = sum(core.fast for core in self.spare[home])
-        return min(self.left[home], fast) if self.machine.hybrid and fast else self.left[home]
+        room = min(self.left[home], fast) if self.machine.hybrid and fast else self.left[home]
+        bound = self._cache_bound(home)
+        if bound < room:
+            self.why["orchestrator"] += "; as many as share a cache, a size gives it more"
+        return min(room, bound)
 
     def choose(self) -> dict[str, list[Core]]:
-        """The cores themselves: each service in turn takes what suits it best on the nodes it was given."""
+        """The cores themselves: each in turn takes what suits it best on the nodes it was given."""
         chosen: dict[str, list[Core]] = {}
-        for name in SERVICES:
+        for name, takes in self.takes.items():
             chosen[name] = []
-            for node, count in self.takes[name].items():
-                cores = _suited(self.spare[node], count, fast_first=name != "irq")
+            for node, count in takes.items():
+                if name == "housekeeping":  # beside its other cores, which are the first
+                    cores = sorted(self.spare[node], key=lambda core: (core.fast, core.cpus))[:count]
+                else:
+                    cores = _suited(self.spare[node], count, fast_first=name != "irq")
                 self.spare[node] = [core for core in self.spare[node] if core not in cores]
                 chosen[name] += cores
         return chosen

@@ -210,7 +210,9 @@ def _housekeeping(view, request, sets, plan):
     wanted = asked_cores(request, "housekeeping", view)
     if wanted is not None:
         yield len(view.cores_in(house)) < wanted and "housekeeping has less than it asked for"
-    elif len(house) < 2:  # one thread is enough only where a second would leave too little
+    elif not any(asked_cores(request, name, view) for name in SERVICES):
+        yield len(view.cores_in(house)) < len(view.cores) // 16 and "housekeeping has less than a core in 16"
+    if wanted is None and len(house) < 2:  # one thread is enough only where a second would leave too little
         yield len(view.cores) > 4 and "housekeeping is one thread"
 
 

@@ -184,7 +184,7 @@ def test_plans_of_machines_hold(path):
 
 
 def test_own_machines_are_there():
-    assert len(OWN) >= 16
+    assert len(OWN) >= 17
 
 
 @pytest.mark.parametrize("name", ["two-cpus", "four-cpus-smt", "container-of-a-server"])
@@ -218,6 +218,16 @@ def test_sets_stay_within_one_l3_where_they_fit():
     for name in ("orchestrator", "postgres"):
         assert len({groups[cpu] for cpu in cpulist.parse(plan[name]["cpus"])}) == 1
     assert plan["postgres"]["node"] == 3
+
+
+def test_for_latency_the_orchestrator_keeps_to_one_cache_unless_a_size_says_more():
+    topology = load("epyc-192-nps4")
+    groups = {cpu["id"]: cpu["l3_group"] for cpu in topology["cpus"]}
+    counts = {}
+    for asked in ({}, {"policy": "latency"}, {"policy": "latency", "orchestrator": 20}):
+        own = cpulist.parse(cpuplan.plan(topology, {"nic": "ens1f0", **asked})["orchestrator"]["cpus"])
+        counts[len({groups[cpu] for cpu in own})] = len({cpu % 96 for cpu in own})
+    assert counts == {3: 20, 1: 8}
 
 
 def test_a_partition_stands_for_its_disk():
