@@ -63,8 +63,8 @@ options:
         type: raw
       housekeeping:
         description: >-
-          Cores for all else. Never less than a core on every node and the boot CPU's. Left out, one core in 16
-          on large machines, and what nobody asked for.
+          Cores for all else. Never less than a core on every node and the boot CPU's. Left out, one core in
+          16 on large machines, and what nobody asked for.
         type: raw
       nic:
         description: >-
