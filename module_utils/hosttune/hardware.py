@@ -74,7 +74,7 @@ def _gib(kib: int | None) -> str | None:
     """
     if not kib:
         return None
-    step = max(1 << max((kib - 1).bit_length() - 4, 0), 1)
+    step = 1 << max((kib - 1).bit_length() - 4, 0)
     return f"{-(-kib // step) * step / (1 << 20):g} GiB"
 
 
