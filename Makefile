@@ -53,7 +53,7 @@ real: env ## Tests on a booted container host with its own systemd, udev, Postgr
 molecule: env ## The scenarios alone
 	@tools/molecule default metal
 
-bench: env ## Ratios measured side by side on ten container hosts
+bench: env ## A CPU plan's seconds, and ratios measured side by side on ten container hosts
 	@tools/bench
 
 lab-down: ## Remove every lab host, with its mounts, namespaces, bridges and processes

@@ -45,7 +45,8 @@ options:
       orchestrator:
         description:
           - Cores for the trading orchestrator, a number or a share of all cores such as V(25%); V(0) for none
-            of its own. Left out, what its node has left. The same form holds for the other services.
+            of its own. Left out, what its node has left, for the latency policy no more than share an L3 of
+            4 cores or more. The same form holds for the other services.
         type: raw
       postgres:
         description:
@@ -53,16 +54,22 @@ options:
         type: raw
       redis:
         description:
-          - Cores for Redis. Left out, enough for 2 CPUs where there is room, else it lives with postgres.
+          - >-
+            Cores for Redis. Left out, enough for 2 CPUs where PostgreSQL beside it has as many, else it lives
+            with postgres.
         type: raw
       irq:
         description: Cores for interrupts, on the NIC's node. Left out, 1 or 2 where there is room.
         type: raw
       housekeeping:
-        description: Cores for all else. Never less than a core on every node and the boot CPU's.
+        description: >-
+          Cores for all else. Never less than a core on every node and the boot CPU's. Left out, one core in
+          16 on large machines, and what nobody asked for.
         type: raw
       nic:
-        description: The NIC that trades, by name or PCI address; the orchestrator goes to its node.
+        description: >-
+          The NIC that trades, by name or PCI address; the orchestrator goes to its node. Left out, the node
+          with most NICs counts, and a note says so where several nodes have some.
         type: str
       disk:
         description: The disk that holds the WAL, by name or PCI address; PostgreSQL goes to its node.
@@ -168,7 +175,7 @@ import json
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.hosttune import cpuplan
+from ansible.module_utils.hosttune import cpupicture, cpuplan
 from ansible.module_utils.hosttune.model import Refusal
 
 
@@ -200,7 +207,7 @@ def main() -> None:
     try:
         topology = module.params["topology"] or read_file(module.params["topology_file"])
         plan = cpuplan.plan(topology, module.params["request"])
-        module.exit_json(changed=False, cpu_plan=plan, picture=cpuplan.picture(topology, plan))
+        module.exit_json(changed=False, cpu_plan=plan, picture=cpupicture.picture(topology, plan))
     except Refusal as refusal:
         module.fail_json(msg=str(refusal))
 

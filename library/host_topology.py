@@ -59,7 +59,7 @@ ansible_facts:
         cpus:
           description:
             - One entry a CPU, offline ones too, with id, online, node, package, die, core, siblings and
-              l3_group (the lowest CPU sharing the L3).
+              l3_group (the lowest CPU sharing the L3), and cluster, capacity and max_khz where known.
           type: list
           elements: dict
         nodes:
@@ -115,6 +115,40 @@ ansible_facts:
         kernel:
           description: Release of the running kernel.
           type: str
+        model:
+          description: The CPU's name.
+          type: str
+        arch:
+          description: The machine's architecture.
+          type: str
+          sample: x86_64
+        microcode:
+          description: Its revision, all of them where packages differ, null where the kernel says none.
+          type: str
+          sample: "0xd0003b9"
+        firmware:
+          description: What DMI says, as vendor, version and date of the BIOS, and machine (maker, product).
+          type: dict
+          sample: {vendor: Dell Inc., version: 1.10.2, date: 03/24/2023, machine: Dell Inc. PowerEdge R650}
+        cpu_masks:
+          description: >-
+            The kernel's own lists, as far as it has them (possible, present, online, offline, isolated,
+            nohz_full, kernel_max), and smt_control.
+          type: dict
+        pci_omitted:
+          description: How many bridges and system devices C(pci) leaves out.
+          type: int
+        cpufreq_driver:
+          description: The driver that sets frequencies, null where the kernel sets none.
+          type: str
+          sample: intel_pstate
+        cpuidle_driver:
+          description: The driver of idle states.
+          type: str
+          sample: intel_idle
+        mem_total_kib:
+          description: MemTotal.
+          type: int
         fingerprint:
           description:
             - Digest over what desired values are computed from. It stays the same over reboots and kernel

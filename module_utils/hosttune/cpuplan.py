@@ -1,6 +1,6 @@
 """Who runs where: from a topology and a request to disjoint sets of CPUs with reasons.
 
-    plan(topology, request) -> plan        picture(topology, plan) -> text
+    plan(topology, request) -> plan
 
 A plan is a dict. For each of housekeeping, irq, postgres, redis, orchestrator, reserved and isolated it holds
 
@@ -26,8 +26,9 @@ What always holds in a partitioned plan (the tests take these as their oracle):
 - the same input gives the same plan: nothing here depends on link states, order of dicts or time.
 
 Where cores go: housekeeping first, for it is what cannot be done without. The orchestrator next to its NIC,
-on performance cores and within one L3 where it fits; Redis beside it, PostgreSQL on the node of its disk;
-IRQs on the NIC's node. Cores nobody asked for serve housekeeping: isolating or hiding them would waste them.
+on performance cores and within one L3 where it fits (for latency it takes no more unasked); Redis beside it,
+PostgreSQL on the node of its disk; IRQs on the NIC's node. Cores nobody asked for serve housekeeping:
+isolating or hiding them would waste them.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,6 +62,13 @@ HOSTS = {
 
 #: On so few CPUs every set would be one thread wide: splitting them costs more than it gives.
 UNDIVIDED_CPUS = 4
+#: Of so many cores one serves housekeeping, unless it is asked for elsewhere: kernel threads, exporters and
+#: backups of a large machine are more than one core's work.
+_CORES_A_HELPER = 16
+#: Cores of a node that stay for orchestrator and PostgreSQL where others get any unasked.
+_KEPT = 3
+#: Caches of fewer cores bound nothing: virtual machines show an L3 for each CPU.
+_WORTHY_L3 = 4
 #: A core this much weaker than the strongest is an efficiency core (favoured cores differ by less).
 _WEAK = 0.85
 
@@ -174,6 +183,7 @@ class Machine:
             entries = {cpu: entry for cpu, entry in entries.items() if cpu in usable} or entries
         if not entries:
             raise Refusal("has no online CPUs", thing="topology", remedy="Read it again with host_topology")
+        self.pci = {device["address"]: device for device in topology.get("pci", [])}
         self.online = set(entries)
         self.boot_cpu = min(self.online)
         self.nodes = sorted(topology.get("nodes", []), key=lambda node: int(node["id"]))
@@ -192,11 +202,13 @@ class Machine:
             found = {node_of.get(cpu) for cpu in cpus}
             return found.pop() if len(found) == 1 else None  # half in a node, or in two, is in none
 
+        self._node_of = node_of
         groups = _cores(entries)
         placed = [node_of_core(cpus) for cpus in groups]
-        #: False where no CPU is in any node: all of them then count as one node, with id None
-        self.numa = any(cpu in node_of for cpu in entries)
-        fast = _fast_cores(groups, entries, self._has_offline())
+        #: False where no core is in any node: all of them then count as one node, with id None
+        self.numa = any(node is not None for node in placed)
+        whole = len(entries) == len(topology.get("cpus", []))
+        fast = _fast_cores(groups, entries, whole)
         self.hybrid = not all(fast)
         self.cores = [
             Core(cpus, node, entries[cpus[0]].get("l3_group"), is_fast)
@@ -204,9 +216,6 @@ class Machine:
         ]
         ids = {core.node for core in self.cores if core.node is not None}
         self.core_nodes: list[int | None] = [*sorted(ids)] if self.numa else [None]
-
-    def _has_offline(self) -> bool:
-        return any(not cpu.get("online", True) for cpu in self.topology.get("cpus", []))
 
     def memory_kib(self, node: int | None) -> int:
         return next((one.get("mem_kib") or 0 for one in self.nodes if one["id"] == node), 0)
@@ -231,7 +240,7 @@ class Machine:
 
     def nodes_of(self, cpus: set[int]) -> list[int | None]:
         """The nodes of a set of CPUs, sorted; None stands for "in no node"."""
-        found = {core.node for core in self.cores if not cpus.isdisjoint(core.cpus)}
+        found = {self._node_of.get(cpu) for cpu in cpus}
         return sorted(found, key=lambda node: -1 if node is None else node)
 
 
@@ -248,12 +257,12 @@ def _cores(entries: Mapping[int, Mapping[str, Any]]) -> list[tuple[int, ...]]:
 
 
 def _fast_cores(
-    cores: Sequence[tuple[int, ...]], entries: Mapping[int, Mapping[str, Any]], some_offline: bool
+    cores: Sequence[tuple[int, ...]], entries: Mapping[int, Mapping[str, Any]], whole: bool
 ) -> list[bool]:
     """Which cores are performance cores; all of them unless the machine is a hybrid.
 
-    By capacity, else by highest clock. Where a machine tells neither, one whose cores differ in threads with
-    none offline is a hybrid too: no other machine mixes them.
+    By capacity, else by highest clock. Where a machine tells neither, one whose cores differ in threads is a
+    hybrid too, if it is `whole`: offline CPUs and a container's cpuset cut cores as well.
     """
     for key in ("capacity", "max_khz"):
         strengths = [entries[core[0]].get(key) for core in cores]
@@ -261,7 +270,7 @@ def _fast_cores(
         if len(known) == len(strengths) and min(known) < _WEAK * max(known):
             return [strength >= _WEAK * max(known) for strength in known]
     threads = [len(core) for core in cores]
-    if some_offline or min(threads) == max(threads):
+    if not whole or min(threads) == max(threads):
         return [True] * len(cores)
     return [count == max(threads) for count in threads]
 
@@ -269,73 +278,98 @@ def _fast_cores(
 # --- devices to nodes ----------------------------------------------------------------------------------
 
 
-def _nearest_core_node(machine: Machine, node: int, what: str) -> tuple[int | None, str]:
-    if node in machine.core_nodes:
-        return node, f"{what} is on node {node}"
-    nearest = machine.by_distance(node, machine.core_nodes)[0]
-    return nearest, f"{what} is on node {node}, which has no CPUs; node {nearest} is the nearest that has"
+@dataclass(frozen=True)
+class Place:
+    """The node with CPUs nearest to a device (None: not known), why, and what an operator should know."""
+
+    node: int | None
+    why: str = ""
+    note: str = ""
 
 
-def _device_node(machine: Machine, kind: str, name: str) -> tuple[int | None, str]:
-    """The node with CPUs nearest to a device, None where that cannot be known, and why.
+def _device_place(machine: Machine, kind: str, name: str) -> Place:
+    """Where a device is. `kind` is nic or disk; a name that does not exist is refused.
 
-    `kind` is nic or disk. A name that does not exist is refused; without a name the node with most such
-    devices counts, never link state or speed, which would move the plan when a cable is pulled.
+    Without a name the node with most such devices counts, never link state or speed, which would move the
+    plan when a cable is pulled.
     """
-    topology = machine.topology
-    pci = {device["address"]: device for device in topology.get("pci", [])}
-    if kind == "nic":
-        devices, pci_kind, label = topology.get("net", []), "nic", "NIC"
-    else:
-        devices, pci_kind, label = topology.get("block", []), "nvme", "disk"
-
-    def node_of(device: Mapping[str, Any]) -> int | None:
-        for one in (device, pci.get(device.get("pci") or "", {})):
-            node = one.get("numa_node")
-            if node is not None and node >= 0:
-                return int(node)
-            # old firmware says -1 for the node and still names the CPUs that are near
-            near = machine.nodes_of(cpulist.parse(one.get("local_cpus") or "") & machine.online)
-            if len(near) == 1 and near[0] is not None:
-                return near[0]
-        return None
-
+    label, devices, of_pci = _devices(machine.topology, kind)
     if name:
-        found = next((one for one in devices if one.get("name") == name), None) or pci.get(name)
-        if found is None and kind == "disk":  # a partition stands for its disk
-            found = next(
-                (one for one in devices if re.fullmatch(re.escape(one["name"]) + r"p?\d+", name)), None
-            )
-        if found is None:
-            names = [str(one["name"]) for one in devices]
-            known = names + [address for address, one in pci.items() if one.get("kind") == pci_kind]
-            raise Refusal(
-                f"there is no {label} {name}{_did_you_mean(name, known)}",
-                thing=f"cpu_plan {kind}",
-                remedy=f"It has {', '.join(known) or 'none'}; leave {kind} out to let the planner choose",
-            )
-        node = node_of(found)
-    else:
-        physical = [one for one in devices if not (one.get("virtual") or one.get("removable"))]
-        physical = physical or [
-            one for one in pci.values() if one.get("kind") == pci_kind and not one.get("vf")
-        ]
-        counts: dict[int, int] = {}
-        for one in physical:
-            node = node_of(one)
-            if node is not None:
-                counts[node] = counts.get(node, 0) + 1
-        node = min(counts, key=lambda one: (-counts[one], one)) if counts else None
+        found = _named(machine, kind, name)
+        node = _node_of(machine, found)
+        if len(machine.core_nodes) > 1 and node is None:
+            return Place(None, f"{label} {name} does not say its node")
+        return _nearest(machine, node, f"{label} {name} is on node {node}")
+    nodes = [_node_of(machine, one) for one in devices]
+    if of_pci and all(node is None for node in nodes):
+        label = "PCI NIC" if kind == "nic" else "NVMe controller"
+        nodes = [_node_of(machine, one) for one in of_pci]
+    counts = Counter(node for node in nodes if node is not None)
+    if not counts:
+        return _nearest(machine, None, "")
+    node = min(counts, key=lambda one: (-counts[one], one))
+    if len(nodes) == 1:
+        return _nearest(machine, node, f"the only {label} is on node {node}")
+    if len(counts) == 1:
+        which = f"all {label}s are" if counts[node] == len(nodes) else f"of the {label}s only those"
+        rest = "" if counts[node] == len(nodes) else " say where they are"
+        return _nearest(machine, node, f"{which} on node {node}{rest}")
+    where = cpulist.format(counts)
+    most = list(counts.values()).count(counts[node]) == 1
+    why = f"most {label}s are on node {node}" if most else f"as many {label}s are on node {node} as on others"
+    place = _nearest(machine, node, why)
+    note = f"{label}s are on nodes {where} and none was named: say with `{kind}` which one matters"
+    return Place(place.node, place.why, note if len(machine.core_nodes) > 1 else "")
 
+
+def _devices(
+    topology: Mapping[str, Any], kind: str
+) -> tuple[str, list[Mapping[str, Any]], list[Mapping[str, Any]]]:
+    """What to call such devices, the physical ones, and the PCI devices behind them."""
+    label, key, pci_kind = ("NIC", "net", "nic") if kind == "nic" else ("disk", "block", "nvme")
+    devices = [one for one in topology.get(key, []) if not (one.get("virtual") or one.get("removable"))]
+    of_pci = [one for one in topology.get("pci", []) if one.get("kind") == pci_kind and not one.get("vf")]
+    return label, devices or of_pci, of_pci
+
+
+def _named(machine: Machine, kind: str, name: str) -> Mapping[str, Any]:
+    """The device of this name or PCI address; a partition stands for its disk."""
+    topology = machine.topology
+    label, _, of_pci = _devices(topology, kind)
+    devices = topology.get("net" if kind == "nic" else "block", [])
+    found = next((one for one in devices if one.get("name") == name), None) or machine.pci.get(name)
+    if found is None and kind == "disk":
+        found = next((one for one in devices if re.fullmatch(re.escape(one["name"]) + r"p?\d+", name)), None)
+    if found is None:
+        known = [str(one["name"]) for one in devices] + [str(one["address"]) for one in of_pci]
+        raise Refusal(
+            f"there is no {label} {name}{_did_you_mean(name, known)}",
+            thing=f"cpu_plan {kind}",
+            remedy=f"It has {', '.join(known) or 'none'}; leave {kind} out to let the planner choose",
+        )
+    return dict(found)
+
+
+def _node_of(machine: Machine, device: Mapping[str, Any]) -> int | None:
+    for one in (device, machine.pci.get(device.get("pci") or "", {})):
+        node = one.get("numa_node")
+        if node is not None and node >= 0:
+            return int(node)
+        # old firmware says -1 for the node and still names the CPUs that are near
+        near = machine.nodes_of(cpulist.parse(one.get("local_cpus") or "") & machine.online)
+        if len(near) == 1 and near[0] is not None:
+            return near[0]
+    return None
+
+
+def _nearest(machine: Machine, node: int | None, why: str) -> Place:
+    """The nearest node with CPUs; on a machine with one such node there is nothing to say."""
     if len(machine.core_nodes) < 2:
-        return next(iter(machine.core_nodes), None), ""
-    if node is None:
-        return None, f"{label} {name} does not say its node" if name else ""
-    what = (
-        f"{label} {name}" if name else f"the only {label}" if sum(counts.values()) == 1 else f"most {label}s"
-    )
-    place, why = _nearest_core_node(machine, node, what)
-    return place, why.replace("s is on", "s are on", 1) if what.startswith("most") else why
+        return Place(machine.core_nodes[0])
+    if node is None or node in machine.core_nodes:
+        return Place(node, why)
+    nearest = machine.by_distance(node, machine.core_nodes)[0]
+    return Place(nearest, f"{why}, which has no CPUs; node {nearest} is the nearest that has")
 
 
 # --- the plan ------------------------------------------------------------------------------------------
@@ -348,45 +382,53 @@ def plan(topology: Mapping[str, Any], request: Mapping[str, Any] | None = None) 
     """
     asked = Request.parse(request)
     machine = Machine(topology)
-    nic = _device_node(machine, "nic", asked.nic)
-    disk = _device_node(machine, "disk", asked.disk)
+    nic = _device_place(machine, "nic", asked.nic)
+    disk = _device_place(machine, "disk", asked.disk)
     if len(machine.online) <= UNDIVIDED_CPUS:
-        why = f"{len(machine.online)} CPUs are too few to divide ({UNDIVIDED_CPUS + 1} is the least)"
+        has, least = _count(len(machine.online), "CPU"), UNDIVIDED_CPUS + 1
         if asked.policy == "latency":
             raise Refusal(
-                f"{why}: isolating any would leave too little for the rest",
+                f"the machine has {has}, the latency policy needs {least} or more: isolating any of so few"
+                " would leave too little for the rest",
                 thing="cpu_plan policy latency",
                 remedy="Use policy balanced, or a machine with more cores",
             )
-        return _undivided(machine, asked, why)
+        return _undivided(machine, asked, f"{has}, too few to divide ({least} is the least)")
 
-    housekeeping, spare = _housekeeping(machine, asked)
+    housekeeping, spare, why_housekeeping = _housekeeping(machine, asked)
     if not spare:
-        why = (
-            f"all {len(machine.cores)} cores are needed for housekeeping"
-            f" (a core on each of {len(machine.core_nodes)} nodes, and the boot CPU's)"
-        )
+        has = _count(len(machine.cores), "core")
+        why = f"{has}, all needed for housekeeping ({', '.join(why_housekeeping)})"
         if asked.policy == "latency" or any(asked.cores(name, 1) for name in SERVICES):
             raise Refusal(
-                f"{why}; none is left to give", thing="cpu_plan", remedy="Use policy balanced, no sizes"
+                f"the machine has {why}; none is left to give",
+                thing=f"cpu_plan policy {asked.policy}",
+                remedy="Use policy balanced without sizes, or a machine with more cores on each node",
             )
         return _undivided(machine, asked, why)
 
     layout = _Layout(machine, asked, spare, nic, disk)
     layout.settle()
     chosen = layout.choose()
+    more = chosen.pop("housekeeping")
+    if more:
+        why_housekeeping.append(f"{_count(len(more), 'core')} more, one of {_CORES_A_HELPER} in all")
+        housekeeping += more
     left_over = layout.left_over()
-    return _assemble(machine, asked, housekeeping, left_over, chosen, layout)
+    if left_over:
+        why_housekeeping.append(f"{_count(len(left_over), 'core')} nobody asked for")
+    layout.why["housekeeping"] = ", ".join(why_housekeeping)
+    notes = [place.note for place in (nic, disk) if place.note]
+    return _assemble(machine, asked, housekeeping, left_over, chosen, layout, notes)
 
 
-def _housekeeping(machine: Machine, asked: Request) -> tuple[list[Core], list[Core]]:
-    """The cores housekeeping must have or asked for, and the rest."""
-    keep = [
-        core
-        for core in machine.cores
-        if machine.boot_cpu in core.cpus or (machine.numa and core.node is None)
-    ]
+def _housekeeping(machine: Machine, asked: Request) -> tuple[list[Core], list[Core], list[str]]:
+    """The cores housekeeping must have or asked for, the rest, and why these."""
+    boot = next(core for core in machine.cores if machine.boot_cpu in core.cpus)
+    stray = [core for core in machine.cores if machine.numa and core.node is None]
+    keep = [core for core in machine.cores if core is boot or core in stray]
     spare = [core for core in machine.cores if core not in keep]
+    why = [f"the core of boot CPU {machine.boot_cpu}"]
 
     def take(candidates: list[Core]) -> None:
         # efficiency cores first: housekeeping is what they are good for
@@ -397,21 +439,28 @@ def _housekeeping(machine: Machine, asked: Request) -> tuple[list[Core], list[Co
     for node in machine.core_nodes:
         if not any(core.node == node for core in keep):
             take([core for core in spare if core.node == node])
+    if len(machine.core_nodes) > 1:
+        why.append(f"a core on each of {len(machine.core_nodes)} nodes")
+    if stray:
+        why.append(f"CPUs {cpulist.format(cpus_of(stray))}, which are in no node")
     wanted = asked.cores("housekeeping", len(machine.cores))
     # one thread for all interrupts, kernel threads and shells would make each wait for the others
-    if wanted is None and sum(len(core.cpus) for core in keep) < 2 and len(spare) > 2:
+    if wanted is None and len(cpus_of(keep)) < 2 and len(spare) > 2:
         take([core for core in spare if core.node == keep[0].node] or spare)
+        why.append("1 core beside it, for one thread would make all wait")
     if wanted is not None and wanted < len(keep):
         raise Refusal(
-            f"{_count(wanted, 'core')} asked, but {len(keep)} are the least here: a core on each of"
-            f" {_count(len(machine.core_nodes), 'node')}, the boot CPU's, and every CPU in no node",
+            f"{_count(wanted, 'core')} asked, but {len(keep)} are the least here: {', '.join(why)}",
             thing="cpu_plan housekeeping",
             remedy=f"Ask for {len(keep)} or more, or leave it out",
         )
+    least = len(keep)
     while wanted is not None and len(keep) < wanted and spare:
         by_node = {node: [core for core in spare if core.node == node] for node in machine.core_nodes}
         take(max(by_node.values(), key=len))
-    return keep, spare
+    if len(keep) > least:
+        why.append(f"{_count(len(keep) - least, 'core')} more asked for")
+    return keep, spare, why
 
 
 def _count(number: int, thing: str) -> str:
@@ -426,22 +475,22 @@ class _Layout:
         machine: Machine,
         asked: Request,
         spare: list[Core],
-        nic: tuple[int | None, str],
-        disk: tuple[int | None, str],
+        nic: Place,
+        disk: Place,
     ) -> None:
         self.machine, self.asked = machine, asked
         self.spare = {node: [core for core in spare if core.node == node] for node in machine.core_nodes}
         self.left = {node: len(cores) for node, cores in self.spare.items()}
-        self.takes: dict[str, dict[int | None, int]] = {name: {} for name in SERVICES}
+        self.takes: dict[str, dict[int | None, int]] = {name: {} for name in ("housekeeping", *SERVICES)}
         self.home: dict[str, int | None] = {}
         self.why: dict[str, str] = {}
         self._homes(nic, disk)
 
-    def _homes(self, nic: tuple[int | None, str], disk: tuple[int | None, str]) -> None:
+    def _homes(self, nic: Place, disk: Place) -> None:
         """The node each service should be on."""
         machine, several = self.machine, len(self.machine.core_nodes) > 1
-        nic_node, nic_why = nic
-        disk_node, disk_why = disk
+        nic_node, nic_why = nic.node, nic.why
+        disk_node, disk_why = disk.node, disk.why
         with_room = [node for node, count in self.left.items() if count]
 
         def richest(node: int | None) -> tuple[bool, int, int]:
@@ -507,22 +556,40 @@ class _Layout:
             )
             self.why["orchestrator"] += f"; the cores of its node were asked for by others, so node {home}"
 
-        # a service of its own cores, only where 3 more stay for orchestrator and PostgreSQL
+        self._help_housekeeping()
         if sizes["irq"] is None:
             near = sum(core.node == self.home["irq"] for core in self.machine.cores)
             usual = min(2, math.ceil(near / 10)) if total >= 8 else 0
-            if self.left.get(self.home["irq"], 0) >= usual + 3:
+            if self.left.get(self.home["irq"], 0) >= usual + _KEPT:
                 self._take("irq", usual)
         if sizes["redis"] is None:
             # 2 CPUs: the child that saves must not share the event loop's
             home = self.home["redis"]
             usual = math.ceil(2 / min((len(core.cpus) for core in self.spare[home]), default=1))
-            if self.left[home] >= usual + 3:
+            beside = chooses and sizes["postgres"] is None and home == self.home["postgres"]
+            # PostgreSQL, which then shares the node, is not to get less than the cache
+            enough = not beside or self._postgres_beside(home, self.left[home] - usual) >= usual
+            if self.left[home] >= usual + _KEPT and enough:
                 self._take("redis", usual)
         if sizes["postgres"] is None:
             self._take("postgres", self._usual_postgres(chooses))
         if chooses:
             self._take("orchestrator", self._usual_orchestrator())
+
+    def _help_housekeeping(self) -> None:
+        """Its usual part of a large machine, of the fullest nodes, unless unwanted nodes give it anyway."""
+        if self.asked.sizes.get("housekeeping") is not None:
+            return
+        total, spare = len(self.machine.cores), sum(map(len, self.spare.values()))
+        missing = math.ceil(total / _CORES_A_HELPER) - (total - spare)
+        homes = {self.home["orchestrator"], self.home["postgres"], self.home["redis"]}
+        missing -= sum(room for node, room in self.left.items() if node not in homes)
+        for _ in range(missing):
+            node = max(self.left, key=lambda one: (self.left[one], one != self.home["orchestrator"]))
+            if self.left[node] <= _KEPT:
+                return
+            self.left[node] -= 1
+            self.takes["housekeeping"][node] = self.takes["housekeeping"].get(node, 0) + 1
 
     def _check(self, sizes: Mapping[str, int | None], total: int) -> None:
         room = sum(self.left.values())
@@ -561,24 +628,42 @@ class _Layout:
         room = self.left[home]
         if not orchestrator_chooses or home != self.home["orchestrator"]:
             return room
+        return self._postgres_beside(home, room)
+
+    def _postgres_beside(self, node: int | None, room: int) -> int:
+        """PostgreSQL's part of `room` cores of a node where the orchestrator takes the rest."""
         if self.machine.hybrid:
-            weak = room - sum(core.fast for core in self.spare[home])
+            weak = room - sum(core.fast for core in self.spare[node])
             return min(max(weak, 1), room - 1)
-        return max(room * 2 // 5, 1)
+        return max(room * 2 // 5, room - self._cache_bound(node), 1)
+
+    def _cache_bound(self, node: int | None) -> int:
+        """The most cores the orchestrator takes unasked: for latency, as many as share an L3 of some size."""
+        sizes = Counter(core.l3 for core in self.spare[node] if core.l3 is not None)
+        largest = max(sizes.values(), default=0)
+        bound = self.asked.policy == "latency" and largest >= _WORTHY_L3
+        return largest if bound else len(self.spare[node])
 
     def _usual_orchestrator(self) -> int:
-        """All that is left on its node; of a hybrid no more than the performance cores."""
+        """All that is left on its node, within its bound; of a hybrid no more than the performance cores."""
         home = self.home["orchestrator"]
         fast = sum(core.fast for core in self.spare[home])
-        return min(self.left[home], fast) if self.machine.hybrid and fast else self.left[home]
+        room = min(self.left[home], fast) if self.machine.hybrid and fast else self.left[home]
+        bound = self._cache_bound(home)
+        if bound < room:
+            self.why["orchestrator"] += "; as many as share a cache, a size gives it more"
+        return min(room, bound)
 
     def choose(self) -> dict[str, list[Core]]:
-        """The cores themselves: each service in turn takes what suits it best on the nodes it was given."""
+        """The cores themselves: each in turn takes what suits it best on the nodes it was given."""
         chosen: dict[str, list[Core]] = {}
-        for name in SERVICES:
+        for name, takes in self.takes.items():
             chosen[name] = []
-            for node, count in self.takes[name].items():
-                cores = _suited(self.spare[node], count, fast_first=name != "irq")
+            for node, count in takes.items():
+                if name == "housekeeping":  # beside its other cores, which are the first
+                    cores = sorted(self.spare[node], key=lambda core: (core.fast, core.cpus))[:count]
+                else:
+                    cores = _suited(self.spare[node], count, fast_first=name != "irq")
                 self.spare[node] = [core for core in self.spare[node] if core not in cores]
                 chosen[name] += cores
         return chosen
@@ -655,7 +740,8 @@ def _undivided(machine: Machine, asked: Request, why: str) -> Plan:
     return result
 
 
-def _cpus(cores: Iterable[Core]) -> set[int]:
+def cpus_of(cores: Iterable[Core]) -> set[int]:
+    """The CPUs of some cores."""
     return {cpu for core in cores for cpu in core.cpus}
 
 
@@ -666,10 +752,10 @@ def _assemble(
     left_over: list[Core],
     chosen: Mapping[str, list[Core]],
     layout: _Layout,
+    notes: list[str],
 ) -> Plan:
-    notes: list[str] = []
-    own = {name: _cpus(cores) for name, cores in chosen.items()}
-    own["housekeeping"] = _cpus(housekeeping) | _cpus(left_over)
+    own = {name: cpus_of(cores) for name, cores in chosen.items()}
+    own["housekeeping"] = cpus_of(housekeeping) | cpus_of(left_over)
     own["reserved"] = set()
     if asked.smt == "idle":
         working = {core.cpus[0] for core in chosen["orchestrator"]}
@@ -677,19 +763,19 @@ def _assemble(
     isolated = own["orchestrator"] | own["reserved"] if asked.policy == "latency" else set()
 
     reasons = {name: _why_here(machine, name, cores, layout) for name, cores in chosen.items() if cores}
-    reasons["housekeeping"] = _why_housekeeping(machine, housekeeping, left_over)
+    reasons["housekeeping"] = layout.why["housekeeping"]
     reasons["reserved"] = (
         "siblings of the orchestrator's threads, left idle so that each has its core for itself"
         if own["reserved"]
         else "nothing is kept idle"
     )
     if left_over:
-        spread = machine.nodes_of(_cpus(left_over))
-        where = (
-            f" on node{'' if len(spread) == 1 else 's'} {', '.join(map(str, spread))}" if machine.numa else ""
+        notes.append(
+            f"{_count(len(left_over), 'core')}{_on_nodes(machine, left_over)} nobody asked for: housekeeping"
+            " has them; a size for orchestrator, postgres or redis puts them to use"
         )
-        notes.append(f"{_count(len(left_over), 'core')}{where} nobody asked for: housekeeping has them")
-
+    if isolated and machine.topology.get("container"):
+        notes.append("a container: its kernel is the machine's, where alone CPUs can be isolated")
     if machine.topology.get("usable_from", "online") != "online":
         notes.append(f"a container: planned within the CPUs it may use, {cpulist.format(machine.online)}")
     result = _head(machine, asked, True, notes)
@@ -715,28 +801,19 @@ def _assemble(
     return result
 
 
-def _why_housekeeping(machine: Machine, needed: list[Core], left_over: list[Core]) -> str:
-    parts = [f"the core of boot CPU {machine.boot_cpu}"]
-    if len(needed) > 1 and all(len(core.cpus) == 1 for core in needed) and len(machine.core_nodes) == 1:
-        parts.append(f"{_count(len(needed) - 1, 'core')} beside it, for one thread would make all wait")
-    if len(machine.core_nodes) > 1:
-        parts.append(f"a core on each of {len(machine.core_nodes)} nodes")
-    stray = _cpus(core for core in needed if machine.numa and core.node is None)
-    if stray:
-        parts.append(f"CPUs {cpulist.format(stray)}, which are in no node")
-    if left_over:
-        parts.append(f"{_count(len(left_over), 'core')} nobody asked for")
-    return ", ".join(parts)
+def _on_nodes(machine: Machine, cores: Iterable[Core]) -> str:
+    """ " on node 2", " on nodes 0-1,3", or nothing where nothing is known of NUMA."""
+    nodes = [node for node in machine.nodes_of(cpus_of(cores)) if node is not None]
+    return f" on node{'' if len(nodes) == 1 else 's'} {cpulist.format(nodes)}" if nodes else ""
 
 
 def _why_here(machine: Machine, name: str, cores: list[Core], layout: _Layout) -> str:
-    nodes = machine.nodes_of(_cpus(cores))
+    nodes = machine.nodes_of(cpus_of(cores))
     text = _count(len(cores), "core")
     if machine.hybrid:
         fast = sum(core.fast for core in cores)
         text += f" ({fast} performance, {len(cores) - fast} efficiency)"
-    if machine.numa:
-        text += f" on node{'' if len(nodes) == 1 else 's'} {', '.join(map(str, nodes))}"
+    text += _on_nodes(machine, cores)
     if layout.why[name]:
         text += f": {layout.why[name]}"
     if len(nodes) > 1:
@@ -749,79 +826,3 @@ def _why_here(machine: Machine, name: str, cores: list[Core], layout: _Layout) -
         if memory is not None and memory != nodes[0]:
             text += f"; node {nodes[0]} has no memory, that of node {memory} is the nearest"
     return text
-
-
-# --- the plan as a picture -----------------------------------------------------------------------------
-
-_LETTERS = {
-    "housekeeping": "H",
-    "irq": "I",
-    "postgres": "P",
-    "redis": "R",
-    "orchestrator": "O",
-    "reserved": "-",
-}
-_CORES_PER_LINE = 16
-
-
-def picture(topology: Mapping[str, Any], made: Mapping[str, Any]) -> str:
-    """A plan to look at: nodes, their L3 groups, each core with a letter per thread, who has what and why.
-
-    [OO] is an isolated core, O- one whose second thread is left idle.
-    """
-    machine = Machine(topology)
-    letters = {}
-    for name in PARTS:
-        letters.update(dict.fromkeys(cpulist.parse(made[name]["cpus"]), _LETTERS[name]))
-    if not made["partitioned"]:
-        letters = dict.fromkeys(machine.online, "*")
-    isolated = cpulist.parse(made["isolated"]["cpus"])
-    offline = {cpu["id"] for cpu in topology.get("cpus", []) if not cpu.get("online", True)}
-
-    def drawn(core: Core) -> str:
-        inside = "".join(letters.get(cpu, "?") for cpu in core.cpus)
-        return f"[{inside}]" if isolated.issuperset(core.cpus) else f" {inside} "
-
-    lines = [
-        f"{topology.get('model') or 'unknown CPU'}: {_count(len(machine.cores), 'core')},"
-        f" {_count(len(machine.online), 'CPU')}; policy {made['policy']}"
-        + ("" if made["partitioned"] else ", not partitioned")
-    ]
-    nodes: list[int | None] = [node["id"] for node in machine.nodes] if machine.numa else [None]
-    if machine.numa and any(core.node is None for core in machine.cores):
-        nodes.append(None)
-    for node in nodes:
-        cores = [core for core in machine.cores if core.node == node]
-        lines.append(_node_line(machine, topology, node, cores))
-        for l3 in sorted({core.l3 for core in cores}, key=lambda group: -1 if group is None else group):
-            group = [core for core in cores if core.l3 == l3]
-            label = "cores" if l3 is None else "L3"
-            lines.append(f"  {label} {cpulist.format(_cpus(group))}")
-            for start in range(0, len(group), _CORES_PER_LINE):
-                row = group[start : start + _CORES_PER_LINE]
-                lines.append(f"    {row[0].cpus[0]:>4}: {' '.join(map(drawn, row))}".rstrip())
-    if offline:
-        lines.append(f"offline, not used: {cpulist.format(offline)}")
-    lines.append("")
-    for name in (*PARTS, "isolated"):
-        entry = made[name]
-        letter = _LETTERS.get(name, "[]") if made["partitioned"] else "*"
-        cpus = entry["cpus"] or (f"in {entry['shares']}" if entry["shares"] else "none")
-        memory = f", memory of node {entry['node']}" if entry["node"] is not None and entry["cpus"] else ""
-        lines.append(f"{letter:>2} {name:<12} {cpus}{memory}: {entry['reason']}")
-    lines += [f"note: {note}" for note in made.get("notes", [])]
-    return "\n".join(lines)
-
-
-def _node_line(machine: Machine, topology: Mapping[str, Any], node: int | None, cores: list[Core]) -> str:
-    if node is None:
-        return "in no node" if machine.numa else "one node (the machine says nothing of NUMA)"
-    memory = machine.memory_kib(node)
-    parts = [f"{memory / (1 << 20):.1f} GiB" if memory else "no memory"]
-    if not cores:
-        parts.append("no CPUs")
-    for label, key in (("NIC", "net"), ("disk", "block")):
-        names = [one["name"] for one in topology.get(key, []) if one.get("numa_node") == node]
-        if names:
-            parts.append(f"{label} {' '.join(names)}")
-    return f"node {node}: {', '.join(parts)}"

@@ -4,6 +4,8 @@
 and None stands for what the machine does not say. Its keys:
 
     arch, model, kernel        text or None
+    microcode                  as /proc/cpuinfo has its revision, all of them where packages differ, or None
+    firmware                   {vendor, version, date, machine}, each text or None; machine is maker, product
     numa_known                 False where the kernel has no NUMA information; `nodes` is then empty
     mem_total_kib              MemTotal
     memory                     {total_bytes, cgroup_limit_bytes, cgroup_limit_from, hugepages}
@@ -546,12 +548,29 @@ def read(root: str = "/") -> Topology:
     topology = _read_core(base)
     cpu = base / "sys/devices/system/cpu"
     topology.update(_read_pci(base))
-    topology["cpufreq_driver"] = _text(cpu / "cpufreq/policy0/scaling_driver") or _text(
-        cpu / "cpu0/cpufreq/scaling_driver"
-    )
+    topology["cpufreq_driver"] = _cpufreq_driver(cpu)
     topology["cpuidle_driver"] = _text(cpu / "cpuidle/current_driver")
     topology["fingerprint"] = fingerprint(topology)
     return topology
+
+
+def _cpufreq_driver(cpu: Path) -> str | None:
+    """Of the first policy that is there: policy0 goes with an offline CPU 0."""
+    policies = [policy for _, policy in _numbered(cpu / "cpufreq", "policy")]
+    policies += [folder / "cpufreq" for _, folder in _numbered(cpu, "cpu")]  # kernels before 4.3
+    return next(filter(None, (_text(policy / "scaling_driver") for policy in policies)), None)
+
+
+def _firmware(base: Path) -> dict[str, str | None]:
+    """What DMI says to everybody; serial numbers are not read. All None where there is no DMI."""
+    dmi = base / "sys/class/dmi/id"
+    maker, product = _text(dmi / "sys_vendor"), _text(dmi / "product_name")
+    return {
+        "vendor": _text(dmi / "bios_vendor") or None,
+        "version": _text(dmi / "bios_version") or None,
+        "date": _text(dmi / "bios_date") or None,
+        "machine": " ".join(word for word in (maker, product) if word) or None,
+    }
 
 
 def _read_core(base: Path) -> Topology:
@@ -559,12 +578,15 @@ def _read_core(base: Path) -> Topology:
     cpuinfo = _text(base / "proc/cpuinfo") or ""
     model = re.search(r"^(?:model name|Model|cpu)\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
     x86 = re.search(r"^flags\s*:", cpuinfo, re.MULTILINE) is not None
+    microcode = set(re.findall(r"^microcode\s*:\s*(\S+)", cpuinfo, re.MULTILINE))
     manager = _container(base)
     nodes = _read_nodes(base)
     topology: Topology = {
         "arch": os.uname().machine if base == Path("/") else "x86_64" if x86 else None,
         "model": model.group(1).strip() if model else None,
         "kernel": _text(base / "proc/sys/kernel/osrelease"),
+        "microcode": ", ".join(sorted(microcode)) or None,
+        "firmware": _firmware(base),
         "numa_known": bool(nodes),
         "cgroup_version": _cgroup_version(base),
         "container": bool(manager),

@@ -20,7 +20,7 @@ _MODULE_UTILS = f"{_PROJECT}/module_utils"
 if _MODULE_UTILS not in sys.path:
     sys.path.insert(0, _MODULE_UTILS)
 
-from hosttune import asking, cpulist, cpuplan, origin, sizing  # noqa: E402 - after the path is set
+from hosttune import asking, cpulist, cpupicture, cpuplan, hardware, origin, sizing  # noqa: E402 - after the path is set
 from hosttune.model import Refusal  # noqa: E402
 
 DOCUMENTATION = r"""
@@ -29,6 +29,9 @@ short_description: Plans and sizes, computed on the controller
 description:
   - >-
     V(topology | cpu_plan(request)) plans a machine, V(topology | cpu_plan_picture(plan)) draws the plan.
+  - >-
+    V(topology | hardware_aspects) is what is compared of a host; V(hosts | unequal_hardware) says which hosts
+    differ in what from those they shall be alike to, as refused and noted.
   - >-
     V(topology | memory_budget(...)) divides a host's memory; it takes the fact host_topology or a number of
     bytes, and the options host_memory_limit, system, orchestrator, redis and huge_pages_of_others.
@@ -66,7 +69,19 @@ def cpu_plan(topology: Mapping[str, Any], request: Mapping[str, Any] | None = No
 @_told
 def cpu_plan_picture(topology: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
     """A plan drawn as text, to print by lines."""
-    return cpuplan.picture(topology, plan)
+    return cpupicture.picture(topology, plan)
+
+
+@_told
+def hardware_aspects(topology: Mapping[str, Any]) -> dict[str, str]:
+    """What of a host's hardware is compared with others', as texts by name."""
+    return hardware.aspects(topology)
+
+
+@_told
+def unequal_hardware(hosts: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
+    """{refused, noted} of {host: {alike, unequal, hardware}}: a sentence for each difference."""
+    return hardware.compare(hosts)
 
 
 @_told
@@ -188,9 +203,11 @@ class FilterModule:
         return {
             "cpu_plan": cpu_plan,
             "cpu_plan_picture": cpu_plan_picture,
+            "hardware_aspects": hardware_aspects,
             "memory_budget": memory_budget,
             "origins": origins,
             "postgres_sizing": postgres_sizing,
             "redis_sizing": redis_sizing,
+            "unequal_hardware": unequal_hardware,
             "with_origins": with_origins,
         }

@@ -3,15 +3,18 @@
 import os
 
 from hypothesis import settings
+from machines import TALLY
 from oracle_trees import BAD_INPUT, COMPARISONS
 
 # Elsewhere each run tries new examples; in CI no change is refused for a fault that it did not bring.
-settings.register_profile("ci", derandomize=True)
-if os.environ.get("CI"):
-    settings.load_profile("ci")
+# No example has a deadline: how long it takes is the machine's load.
+settings.register_profile("ci", derandomize=True, deadline=None)
+settings.register_profile("anywhere", deadline=None)
+settings.load_profile("ci" if os.environ.get("CI") else "anywhere")
 
 if os.environ.get("HOSTTUNE_ENGINE_ONLY"):
     collect_ignore_glob = [
+        "test_alike.py",
         "test_lab_*.py",
         "test_origins.py",
         "test_release_artefact.py",
@@ -29,9 +32,11 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_terminal_summary(terminalreporter):
-    """How many cases were compared with the system's own tools: a number, since dots do not show it."""
+    """How many cases were compared with the system's own tools, and machines planned: dots do not show it."""
     for comparison in COMPARISONS:
         if comparison.compared:
             terminalreporter.write_line(str(comparison))
     if BAD_INPUT.cases:
         terminalreporter.write_line(str(BAD_INPUT))
+    for line in TALLY.lines():
+        terminalreporter.write_line(line)

@@ -22,6 +22,28 @@ def test_lists_are_the_shortest(cpus):
     assert len([part for part in text.split(",") if part]) == len(starts)
 
 
+@given(cpu_sets, st.integers(0, 2048))
+def test_masks_are_the_number_in_words_of_32_bits(cpus, width):
+    """The mask without its commas is the plain hex number; each word but the first has 8 digits."""
+    mask = cpulist.to_hex_mask(cpus, width)
+    first, *words = mask.split(",")
+    assert int(mask.replace(",", ""), 16) == sum(1 << cpu for cpu in cpus)
+    assert 1 <= len(first) <= 8
+    assert all(len(word) == 8 for word in words)
+    assert len(mask.replace(",", "")) >= -(-width // 4)
+
+
+@pytest.mark.parametrize("count", [31, 32, 33, 63, 64, 65, 127, 128, 1023, 1024, 1025, 2048, 8192])
+def test_masks_at_the_edges_of_words(count):
+    everything = cpulist.to_hex_mask(range(count))
+    assert everything.count("f") + len(everything.strip("f,")) == -(-count // 4)
+    assert everything.count(",") == (count - 1) // 32
+    assert cpulist.from_mask(everything) == set(range(count))
+    assert cpulist.to_hex_mask({count - 1}) == f"{1 << (count - 1) % 32:x}" + ",00000000" * (
+        (count - 1) // 32
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "cpus"),
     [

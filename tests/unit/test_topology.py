@@ -9,11 +9,7 @@ from pathlib import Path
 
 import pytest
 from hosttune import cpulist, topology
-
-REPO = Path(__file__).resolve().parents[2]
-OWN = sorted((REPO / "tests/topologies").glob("*.json"))
-RECORDED = sorted((REPO.parent / "shared/topologies/machines").glob("*.json"))
-MACHINES = [pytest.param(path, id=path.stem) for path in [*OWN, *RECORDED]]
+from machines import ALL, RECORDED, REPO, TALLY, load
 
 needs_lscpu = pytest.mark.skipif(not shutil.which("lscpu"), reason="lscpu is not here")
 
@@ -116,10 +112,10 @@ def test_this_machine_is_as_lscpu_sees_it():
     json.dumps(seen)
 
 
-@pytest.mark.parametrize("path", MACHINES)
+@pytest.mark.parametrize("path", ALL)
 def test_trees_read_back(path, tmp_path):
     """What a tree says is what is read, and where lscpu can read the tree, it agrees."""
-    machine = json.loads(path.read_text())
+    machine = load(path)
     build(tmp_path, machine)
     seen = topology.read(str(tmp_path))
     in_nodes = {cpu for node in machine["nodes"] for cpu in cpulist.parse(node["cpus"])}
@@ -148,23 +144,35 @@ def test_trees_read_back(path, tmp_path):
         }
         nodes = {cpu["id"]: cpu["node"] for cpu in seen["cpus"] if cpu["online"] and cpu["node"] is not None}
         assert nodes == {cpu: row[0] for cpu, row in rows.items() if row[1] and cpu in nodes}
+    TALLY.saw("read back from a tree", path)
 
 
-@pytest.mark.parametrize("path", MACHINES)
-def test_published_truths(path):
-    """Where a machine came with published numbers, its nodes are those numbers."""
-    machine = json.loads(path.read_text())
-    published = machine.get("expected", {}).get("numa") or {}
-    nodes = {str(node["id"]): node["cpus"] for node in machine["nodes"]}
-    online = {cpu["id"] for cpu in machine["cpus"] if cpu["online"]}
-    for node, cpus in published.items():
-        if cpulist.parse(nodes.get(node, "")):  # some tools count a node without CPUs to its neighbours
-            assert cpulist.parse(cpus) & online == cpulist.parse(nodes[node]) & online
+@pytest.mark.parametrize("path", [pytest.param(path, id=path.stem) for path in RECORDED])
+def test_published_truths(path, tmp_path):
+    """What other tools published of a machine is what is read of its tree."""
+    machine = load(path)
+    build(tmp_path, machine)
+    seen = topology.read(str(tmp_path))
+    truth, found = machine["expected"], [cpu for cpu in seen["cpus"] if cpu["online"]]
+    online = {cpu["id"] for cpu in found}
+    nodes = {str(node["id"]): cpulist.parse(node["cpus"]) for node in seen["nodes"]}
+    for node, cpus in (truth.get("numa") or {}).items():
+        if nodes.get(node):  # some tools count a node without CPUs to its neighbours
+            assert cpulist.parse(cpus) & online == nodes[node] & online
+    cores = {}
+    for cpu in found:
+        cores.setdefault(cpu["package"], set()).add(cpu["siblings"])
+    threads = {len(cpulist.parse(siblings)) for own in cores.values() for siblings in own}
+    if truth["sockets"] is not None:
+        assert len(cores) == truth["sockets"]
+        assert {len(own) for own in cores.values()} == several(truth["cores_per_socket"])
+        assert threads == several(truth["threads_per_core"])
+    TALLY.saw("read as their published truths say", path)
 
 
-def test_machines_are_there(capsys):
-    with capsys.disabled():
-        print(f"\n  read back {len(OWN)} synthetic and {len(RECORDED)} recorded machines")
+def several(number):
+    """A published number, or the numbers of a machine whose parts differ."""
+    return set(number) if isinstance(number, list) else {number}
 
 
 def test_masks_where_lists_are_missing(tree):
@@ -395,8 +403,8 @@ def test_it_runs_on_the_oldest_python():
     if oldest is None:
         pytest.skip("Python 3.9 is not here")
     code = (
-        "from hosttune import cpuplan, sizing, topology; seen = topology.read();"
-        "print(cpuplan.picture(seen, cpuplan.plan(seen)));"
+        "from hosttune import cpupicture, cpuplan, sizing, topology; seen = topology.read();"
+        "print(cpupicture.picture(seen, cpuplan.plan(seen)));"
         "print(sizing.postgres(sizing.memory_budget('8GB')['postgres']['bytes'], 2), sizing.redis('1GB'))"
     )
     environment = {**os.environ, "PYTHONPATH": str(REPO / "module_utils"), "PYTHONDONTWRITEBYTECODE": "1"}
