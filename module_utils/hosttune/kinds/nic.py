@@ -33,7 +33,7 @@ from .sysctl import mask
 #: Attributes below /sys/class/net/IFACE and those of a queue.
 LINK_FILES = ("gro_flush_timeout", "napi_defer_hard_irqs", "threaded")
 LINK_KEYS = ("mtu", "txqueuelen", *LINK_FILES)
-QUEUE_KEYS = ("rps_cpus", "rps_flow_cnt", "xps_cpus", "xps_rxqs")
+QUEUE_KEYS = {"rx": ("rps_cpus", "rps_flow_cnt"), "tx": ("xps_cpus", "xps_rxqs")}
 ALL_GROUPS = (*GROUPS, "features", "link", "queue")
 #: Features that the kernel turns on and off by itself; for others the driver may start the interface anew.
 _SOFTWARE = frozenset(
@@ -149,8 +149,7 @@ class NicKind(Kind):
             return
         if group == "queue":
             queue, _dot, attribute = key.partition(".")
-            sort = queue[:2]
-            known_here = [one for one in QUEUE_KEYS if one[0] == sort[:1]]
+            known_here = QUEUE_KEYS.get(queue[:2], ())
             if not _QUEUE.match(queue) or attribute not in known_here:
                 raise Refusal(
                     f"{key} is no attribute of a queue",
@@ -213,8 +212,9 @@ class NicKind(Kind):
                 found = live.numbers(interface, group)
             except OSError:
                 return 0, None
-            # One that the driver does not have is `unsupported`, not out of range.
-            return int(group == "ring"), found.maximum(key) if key in found.known else None
+            if key in found.known:
+                return int(group == "ring"), found.maximum(key)
+            return 0, None  # what the driver does not have is `unsupported`, not out of range
         if key == "mtu":
             link = self._links[interface]
             return link.least_mtu, link.most_mtu or None
