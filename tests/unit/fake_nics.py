@@ -1,4 +1,4 @@
-"""Network interfaces that stand in memory and answer ethtool's requests as the kernel does, by its structs."""
+"""Network interfaces in memory that answer the requests of ethtool as the kernel does, struct by struct."""
 
 from __future__ import annotations
 
