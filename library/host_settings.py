@@ -59,10 +59,11 @@ options:
     type: dict
   nic:
     description:
-      - "Settings of network interfaces by IFACE/GROUP/KEY; an alternative name of the interface will do. Groups
-        and keys are those of ethtool: C(ring) (-G), C(channels) (-L), C(coalesce) (-C), C(pause) (-A) and
-        C(features) (-K); C(link) has C(mtu), C(txqueuelen), C(gro_flush_timeout), C(napi_defer_hard_irqs) and
-        C(threaded); C(queue) has attributes of one queue, such as eth0/queue/tx-0.xps_cpus (a mask in hex)."
+      - "Settings of network interfaces by IFACE/GROUP/KEY; an alternative name of the interface will do.
+        Groups and keys are those of ethtool: C(ring) (-G), C(channels) (-L), C(coalesce) (-C), C(pause) (-A)
+        and C(features) (-K); C(link) has C(mtu), C(txqueuelen), C(gro_flush_timeout),
+        C(napi_defer_hard_irqs) and C(threaded); C(queue) has attributes of one queue, such as
+        eth0/queue/tx-0.xps_cpus (a mask in hex)."
       - Switches are V(on) or V(off), in quotes.
       - "Persisted as a drop-in of the .link file that decides over the interface where that file is its own,
         else by C(hosttune-link.service) from the manifest. Rings, channels, flow control, the MTU and most
