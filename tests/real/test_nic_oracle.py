@@ -431,3 +431,16 @@ def test_live_values_are_those_that_ethtool_prints_before_and_after_a_change(hos
     assert (first["channels"]["ours"]["rx"], then["channels"]["ours"]["rx"]) == ("4", "3")
     assert answer[2]["after"]["htxv"]["features"]["ours"]["tso"] == "off"
     assert then["features"]["ours"]["tso"] == "on"
+
+
+def test_a_container_without_the_right_to_set_its_interfaces_is_told_so_and_left_alone(host):
+    before = host.run("ethtool -k eth0")
+    wanted = {"net": {"nic": {"eth0/features/gro": "off", "eth0/features/gso": "off"}}}
+    found = host.converge(wanted, disruption_allowed="resets")
+    assert not found["failures"], found
+    assert {one["verdict"] for one in found["settings"]} == {"unsupported"}
+    assert "CAP_NET_ADMIN" in found["settings"][0]["reason"]
+    assert found["settings"][0]["live"] in ("on", "off")
+    assert host.run("ethtool -k eth0") == before
+    refused = host.converge({"net": {"nic": {"eth1/features/gro": "off"}}})
+    assert "no network interface eth1" in refused["refused"] and "eth0" in refused["remedy"]
