@@ -258,6 +258,14 @@ def test_bad_input_is_refused_before_anything_is_touched(host, kernel, values, s
     assert not kernel.sets and host.snapshot() == before
 
 
+def test_a_queue_that_kind_sysfs_sets_too_is_refused(host, kernel):
+    for path in ("class/net/feed0/queues/rx-0/rps_cpus", "/sys/class/net/feed0/queues/rx-0/rps_cpus"):
+        host.put("/sys/class/net/feed0/queues/rx-0/rps_cpus", "0\n")
+        with pytest.raises(Refusal, match=r"nic feed0/queue/rx-0.rps_cpus: is sysfs .*Leave it to kind nic"):
+            host.apply({"net": {"nic": {"feed0/queue/rx-0.rps_cpus": "3"}}, "numa": {"sysfs": {path: "3"}}})
+    assert host.live_writes == []
+
+
 def test_an_alternative_name_is_the_same_interface(host, kernel):
     found = one(apply(host, {"enp1s0/ring/rx": "512"}))
     assert (found.verdict, found.planes.winner.file) == ("in_sync", DROPIN)
