@@ -57,6 +57,18 @@ options:
   block:
     description: Disk queue attributes by DEVICE_OR_CLASS/ATTR; classes are nvme, ssd, rotational and virtio.
     type: dict
+  nic:
+    description:
+      - "Settings of network interfaces by IFACE/GROUP/KEY; an alternative name of the interface will do.
+        Groups and keys are those of ethtool: C(ring) (-G), C(channels) (-L), C(coalesce) (-C), C(pause) (-A)
+        and C(features) (-K); C(link) has C(mtu), C(txqueuelen), C(gro_flush_timeout),
+        C(napi_defer_hard_irqs) and C(threaded); C(queue) has attributes of one queue, such as
+        eth0/queue/tx-0.xps_cpus (a mask in hex)."
+      - Switches are V(on) or V(off), in quotes.
+      - "Persisted as a drop-in of the .link file that decides over the interface where that file is its own,
+        else by C(hosttune-link.service) from the manifest. Rings, channels, flow control, the MTU and most
+        features reset the interface: see O(disruption_allowed)."
+    type: dict
   mount:
     description: Mount options by mount point, as a comma-separated list of those that must be in force.
     type: dict

@@ -43,6 +43,7 @@ def check(
         _zeroing(asked, *pair)
     for pair in _BACKGROUND:
         _background(asked, *pair)
+    _queues(asked)
     _open_files(settings, asked, system)
     _soft_above_hard(settings)
     _strict_overcommit(settings, asked, system)
@@ -101,6 +102,20 @@ def _background(asked: Mapping[tuple[str, str], Setting], lower: str, upper: str
             thing=f"sysctl {lower}",
             remedy=f"Ask for less than {second.value}",
         )
+
+
+def _queues(asked: Mapping[tuple[str, str], Setting]) -> None:
+    """An attribute of a NIC's queue is a file of /sys too: one that two kinds set has two masters."""
+    for (kind, name), setting in asked.items():
+        file = name.removeprefix("class/net/").replace("/queues/", "/queue/")
+        interface, _, rest = file.partition("/queue/")
+        other = asked.get(("nic", f"{interface}/queue/{rest.replace('/', '.')}"))
+        if kind == "sysfs" and other is not None:
+            raise Refusal(
+                f"is {setting} ({setting.owner}) as well",
+                thing=str(other),
+                remedy="Leave it to kind nic, which keeps it when the queues are made anew",
+            )
 
 
 def _open_files(

@@ -525,7 +525,11 @@ class _Run:
             if one.planes.unsupported or one.planes.unknown:
                 continue
             ours = kind.managed_file(setting.owner, setting.name)
-            if ours is not None and one.planes.has_persisted:
+            if ours == store.MANIFEST:
+                # Kept by the unit that reads it (keeper): whether that is enabled is no change of this.
+                kept = self.manifest.owners.get(setting.owner, {}).get(setting.kind, {})
+                one.changed = kept.get(setting.name, {}).get("value") != setting.value
+            elif ours is not None and one.planes.has_persisted:
                 written = [found for found in one.planes.definitions if found.file == ours]
                 one.changed = not written or not kind.same(setting.name, setting.value, written[-1].value)
             if any(change.name == setting.name for change in changes.get(setting.kind, [])):

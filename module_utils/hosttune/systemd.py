@@ -133,15 +133,18 @@ class Assignment:
 _BLANKS = " \t\n\r"
 
 
-def assignments(text: str, file: str) -> Iterator[Assignment]:
+def assignments(text: str, file: str, whole: bool = False) -> Iterator[Assignment]:
     """The assignments of a file in order as systemd's config_parse() reads them.
 
-    Those in no section never count, and what follows a broken section header is not read.
+    Those in no section never count, and what follows a broken section header is not read; `whole`: one
+    raises ValueError, since nothing of the file counts then.
     """
     section = ""
     for start, line in _joined(text.removeprefix("\ufeff")):
         if line.startswith("["):
             if not line.endswith("]"):
+                if whole:
+                    raise ValueError(f"{file}:{start}: broken section header")
                 return
             section = line[1:-1]
         elif section and "=" in line:

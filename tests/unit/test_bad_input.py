@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from fake_host import FullHost, as_root
+from fake_nics import Kernel, e1000e
 from hosttune import kinds
 from hosttune.model import Refusal, shown
 from hosttune.system import Ran
@@ -94,6 +95,7 @@ GOOD: dict[str, tuple[str, Any]] = {
     "sysctl": ("vm.swappiness", "10"),
     "sysfs": ("kernel/mm/transparent_hugepage/enabled", "never"),
     "block": ("nvme/scheduler", "none"),
+    "nic": ("eth0/features/gro", "off"),
     "mount": ("/data", "noatime"),
     "limit": ("trader/hard/nofile", "1024"),
     "file": ("/etc/app/new.conf", {"content": "x"}),
@@ -258,6 +260,25 @@ KINDS = [
         ("brackets and all", "sda/scheduler", "[none]", "Give one word"),
         ("below its range", "sda/nr_requests", "-1", "out of range"),
         ("above its range", "sda/rq_affinity", "3", "out of range", "Give 0 to 2"),
+    ),
+    *of(
+        "nic",
+        ("unknown interface", "eth1/ring/rx", "512", "Did you mean eth0?", "interfaces are eth0, lo"),
+        ("unknown group", "eth0/rings/rx", "512", "Did you mean ring?"),
+        ("unknown key", "eth0/ring/rxs", "512", "Did you mean rx?"),
+        ("unknown feature", "eth0/features/groo", "on", "Did you mean gro?"),
+        ("unknown attribute of a queue", "eth0/queue/rx-0.rps_cpu", "1", "Did you mean rps_cpus?"),
+        ("no key", "eth0/ring", "512", "IFACE/GROUP/KEY"),
+        ("above the device's maximum", "eth0/ring/rx", "4097", "eth0 (e1000e) takes 1 to 4096"),
+        ("a ring of nothing", "eth0/ring/tx", "0", "takes 1 to 4096"),
+        ("a word for a number", "eth0/coalesce/rx-usecs", "low", "whole number"),
+        ("a number with a leading zero", "eth0/ring/rx", "0512", "whole number"),
+        ("below zero", "eth0/coalesce/rx-usecs", "-1", "whole number"),
+        ("beyond 32 bits", "eth0/coalesce/rx-usecs", "4294967296", "whole number"),
+        ("a number for a switch", "eth0/pause/rx", "1", "neither on nor off"),
+        ("yes for on", "eth0/features/gro", "yes", "neither on nor off"),
+        ("a CPU list for a mask", "eth0/queue/rx-0.rps_cpus", "0-3", "in hex"),
+        ("an MTU beyond the device's", "eth0/link/mtu", "9217", "takes 68 to 9216"),
     ),
     *of(
         "mount",
@@ -510,6 +531,11 @@ def test_two_owners_in_two_spellings_are_refused_also_over_two_calls(
         host.apply({"b": {kind: {other: value}}}, partial=True)
     assert refusal.value.remedy
     assert host.snapshot(times=True) == before
+
+
+@pytest.fixture(autouse=True)
+def interfaces(monkeypatch):
+    monkeypatch.setattr("hosttune.kinds.nic.Ethtool", Kernel(eth0=e1000e()).tool)
 
 
 @pytest.fixture(scope="module")
