@@ -5,10 +5,10 @@ CPUAffinity and the NUMA policy what PID 1 itself has; the other directives have
 live by one `systemctl daemon-reexec`, which restarts no service; services that run keep the defaults they
 began with. CPUAffinity and the NUMA policy are taken up at boot only (a manager that re-executes itself skips
 that setup; seen with 252).
-The watchdog is `unsupported` where there is none that hardware drives. Live of RuntimeWatchdogSec is what the
-device has, not what systemd was told: one that another program holds is not armed, and some take another timeout
-than asked. With `nowayout` it cannot be disarmed: what would close it waits for the next boot, since the machine
-would be reset.
+The watchdog is `unsupported` where there is none that hardware drives. Live of RuntimeWatchdogSec is what
+the device has, not what systemd was told: one that another program holds is not armed, and some take another
+timeout than asked. With `nowayout` it cannot be disarmed: what would close it waits for the next boot, since
+the machine would be reset.
 Persisted truth: /etc/systemd/system.conf (from systemd 256 on the first of the folders below), then the
 drop-ins of all of them by base name; the last assignment wins, for CPUAffinity and other lists what has
 accumulated since the last empty one. Assignments that systemd refuses say nothing.
