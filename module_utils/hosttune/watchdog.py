@@ -27,7 +27,8 @@ class Watchdog:
     most: int | None
     #: once armed it cannot be disarmed before the next boot
     nowayout: bool
-    #: the governors of a warning before the reset; none: the driver has no such warning
+    #: whether it can warn before it resets, and the governors that decide what then happens
+    warns: bool
     governors: tuple[str, ...]
 
 
@@ -57,6 +58,7 @@ def read(system: System, device: str = DEVICE) -> Watchdog | None:
         seconds("min_timeout"),
         seconds("max_timeout") or None,
         text("nowayout") == "1",
+        system.exists(f"{folder}/pretimeout"),
         tuple(text("pretimeout_available_governors").split()),
     )
 

@@ -311,7 +311,7 @@ def test_a_driver_without_a_warning_supports_none(tmp_path) -> None:
     name = "RuntimeWatchdogPreGovernor"
     planes = ManagerKind(write(tmp_path, device())).read([name])[name]
     assert planes.unsupported == "i6300ESB timer gives no warning before it resets"
-    able = write(tmp_path / "able", device(pretimeout_available_governors="noop panic"))
+    able = write(tmp_path / "able", device(pretimeout=0))
     assert ManagerKind(able).read([name])[name].unsupported == ""
 
 

@@ -245,7 +245,7 @@ class ManagerKind(Kind):
         planes.unsupported = planes.unsupported or watchdog.why_none(self.system, device, found)
         if found is None or planes.unsupported:
             return
-        if name in _WARNING and not found.governors:
+        if name in _WARNING and not found.warns:
             planes.unsupported = f"{found.identity or device} gives no warning before it resets"
         if name != "RuntimeWatchdogSec" or planes.live is None:
             return
