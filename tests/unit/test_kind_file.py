@@ -23,6 +23,7 @@ class Host(System):
         self.ran = []
         self.units = {}
         self.stale = set()
+        self.reloadless = set()
         self.status = 0
 
     def run(self, *argv, stdin="", timeout=120.0):
@@ -35,6 +36,7 @@ class Host(System):
                 blocks.append(
                     f"Id={unit}\nActiveState={active}\nExecMainStartTimestamp={started}\n"
                     f"NeedDaemonReload={'yes' if unit in self.stale else 'no'}\n"
+                    f"CanReload={'no' if unit in self.reloadless else 'yes'}\n"
                 )
             return Ran(0, "\n".join(blocks), "")
         return Ran(self.status, "", "no bus\n" if self.status else "")
@@ -229,11 +231,12 @@ def test_what_does_not_run_is_not_reloaded(host):
     assert host.told() == []
 
 
-def test_a_drop_in_with_the_reload_comes_before_it_and_goes_after_it(host):
+@pytest.mark.parametrize("known_by", ["stale", "reloadless"])
+def test_a_drop_in_with_the_reload_comes_before_it_and_goes_after_it(host, known_by):
     kind = FileKind(host)
     kind.text("/etc/a", content(reload="chrony.service"))
     host.units["chrony.service"] = ("active", "n/a")
-    host.stale = {"chrony.service"}
+    setattr(host, known_by, {"chrony.service"})
     path = write(host, name="/etc/a")
     assert kind.activate([], ["/etc/a"]) == {}
     assert host.told() == ["daemon-reload", "reload chrony.service"]

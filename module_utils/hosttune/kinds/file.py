@@ -251,7 +251,7 @@ class FileKind(Kind):
         files = list(files)
         readers = {path: unit for path in files for unit in [self._asked.get(path, {}).get("reload")] if unit}
         try:
-            shown = self.systemd.show(readers.values(), ("ActiveState", "NeedDaemonReload"))
+            shown = self.systemd.show(readers.values(), ("ActiveState", "NeedDaemonReload", "CanReload"))
         except OSError:
             shown = {}  # the reload says why
         # What does not run has nothing to forget: it reads the file when it starts.
@@ -261,7 +261,12 @@ class FileKind(Kind):
         # What lets a unit reload may go with the file it shall forget, or come with the one it shall read.
         gone = {unit for path, unit in readers.items() if not self.system.exists(path)}
         done = {unit: self._reload(unit) for unit in sorted(gone & running)}
-        stale = any(about.get("NeedDaemonReload") == "yes" for about in shown.values())
+        # NeedDaemonReload does not tell of a unit's first drop-in.
+        stale = any(
+            about.get("NeedDaemonReload") == "yes"
+            or (about.get("CanReload") == "no" and not unit.endswith(".socket"))
+            for unit, about in shown.items()
+        )
         if stale or any(path.startswith("/etc/systemd/system/") for path in files):
             ended = self.system.run("systemctl", "daemon-reload")
             if not ended.ok:
