@@ -54,8 +54,11 @@ def test_redis_started_without_a_warning(reader):
 
 
 #: Whoever may steer the system clock, by unit and by program.
-CLOCK_UNITS = "chrony systemd-timesyncd ntp ntpsec openntpd timemaster 'phc2sys@*' 'ptp4l@*'"
-CLOCK_PROGRAMS = "chronyd|ntpd|systemd-timesyn|phc2sys|ptp4l|timemaster|openntpd"
+CLOCK_UNITS = (
+    "chrony.service systemd-timesyncd.service ntp.service ntpsec.service openntpd.service timemaster.service "
+    "'phc2sys@*'"
+)
+CLOCK_PROGRAMS = "chronyd|ntpd|systemd-timesyn|phc2sys|timemaster|openntpd"
 
 
 @pytest.mark.owner("time")
