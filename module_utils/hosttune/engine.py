@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from . import atomic, conflicts, demand, foreign, keys, kinds, lock, store, topology
+from . import atomic, conflicts, dangers, demand, foreign, keys, kinds, lock, store, topology
 from .foreign_programs import OWNER as FOREIGN
 from .model import DISRUPTIONS, NEEDS, Call, Change, FileImage, Planes, Refusal, Setting
 from .observe import Judged, Observer, recall, retarget
@@ -298,6 +298,9 @@ class _Run:
             self.system,
             lambda kind, name: self.observer.kind(kind).canonical(name),
         )
+        if wanted:
+            everything = [*wanted, *self._others()]
+            self.report.warnings += dangers.check(everything, wanted, self.system, self.observer.now)
         for kind_name, settings in self.observer.by_kind(wanted).items():
             self.observer.kind(kind_name).check(settings, self.missing)
 

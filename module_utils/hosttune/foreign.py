@@ -9,9 +9,10 @@ Each finding names the program or file, its Debian package, the settings it affe
 - none: it is said and nothing follows.
 
 How heavy a finding weighs decides what is done where the operator decided nothing (DEFAULTS): a `fight`
-overwrites our settings; a `guard` would restart our servers whenever updates come; a `warning` may touch our
-settings one day; what is `overridden` is beaten by ours. Findings are made as if the suite had taken nothing
-over: what it holds stays held until the decision or the settings change.
+overwrites our settings; a `guard` would restart our servers whenever updates come, or steer the clock that
+the suite gives to chrony; a `warning` may touch our settings one day; what is `overridden` is beaten by ours.
+Findings are made as if the suite had taken nothing over: what it holds stays held until the decision or the
+settings change.
 """
 
 from __future__ import annotations

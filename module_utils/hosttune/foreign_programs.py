@@ -5,6 +5,7 @@ The table says what holds however a program is configured; a method reads what d
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import grp
 import os
@@ -14,14 +15,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import dpkg, tuned
+from . import dpkg, ptp, tuned
 from .kinds.sysctl import to_path
 from .kinds.sysfs import short
 from .model import MANAGED_BY, Planes, Setting
 from .observe import Observer
 from .store import Ledger
 from .system import System
-from .systemd import Systemd, fragment, read_assignments
+from .systemd import Systemd, dropins, expand, fragment, is_template, read_assignments
 
 #: The owner of what is taken over.
 OWNER = "foreign"
@@ -68,6 +69,8 @@ _GOVERNORS = (
     ("sysfs", "devices/system/cpu/amd_pstate/*"),
     ("sysfs", "firmware/acpi/platform_profile"),
 )
+#: What a second discipline of the system clock is up against.
+_CHRONY = (("service", "chrony.service"), ("unit", "chrony.service/*"), ("file", "/etc/chrony/*"))
 PROGRAMS = (
     Program(
         "tuned",
@@ -152,6 +155,35 @@ PROGRAMS = (
         stopped="disabled inactive",
         taking_over="timers stopped and disabled: nothing is updated by itself any more",
     ),
+    Program(
+        "systemd-timesyncd",
+        "systemd-timesyncd",
+        "steers the system clock beside chronyd",
+        weight="guard",
+        units=("systemd-timesyncd.service",),
+        claims=_CHRONY,
+        stopped="masked inactive",
+        taking_over="stopped and masked: one program steers the clock",
+    ),
+    *(
+        Program(
+            name,
+            package,
+            "steers the system clock beside chronyd",
+            units=(unit,),
+            claims=_CHRONY,
+            stopped="disabled inactive",
+            taking_over="stopped and disabled: one program steers the clock",
+        )
+        for name, package, unit in (
+            ("ntp", "ntp", "ntp.service"),
+            ("ntpsec", "ntpsec", "ntpsec.service"),
+            ("openntpd", "openntpd", "openntpd.service"),
+            ("timemaster", "linuxptp", "timemaster.service"),
+            ("phc2sys", "linuxptp", "phc2sys@.service"),
+            ("ptp4l", "linuxptp", "ptp4l@.service"),
+        )
+    ),
     Program("kernel", "", "the next boot brings another kernel", weight="warning"),
 )
 BY_NAME = {program.name: program for program in PROGRAMS}
@@ -230,7 +262,7 @@ class Programs:
 
     def findings(self) -> list[Finding]:
         present = {
-            program.name: [unit for unit in program.units if fragment(self.system, unit)]
+            program.name: [unit for named in program.units for unit in self._present(named)]
             for program in PROGRAMS
         }
         states = self._states({unit for units in present.values() for unit in units})
@@ -256,6 +288,32 @@ class Programs:
                 ]
             found.append(finding)
         return found
+
+    def _present(self, unit: str) -> list[str]:
+        """The unit where this host has it; of a template of linuxptp the instances that steer the clock."""
+        if fragment(self.system, unit) is None:
+            return []
+        if not is_template(unit):
+            return [unit]
+        stem, _at, suffix = unit.partition("@")
+        found = {
+            name
+            for folder in self.system.names("/etc/systemd/system")
+            if folder.endswith((".wants", ".requires"))
+            for name in self.system.names(f"/etc/systemd/system/{folder}")
+            if name.startswith(f"{stem}@") and name.endswith(suffix)
+        }
+        with contextlib.suppress(OSError):  # those that start at boot are known from their links
+            found.update(Systemd(self.system).instances([unit], ("ActiveState",)))
+        found.update(name for name in self.ledger.settings.get("service", {}) if name.startswith(f"{stem}@"))
+        return [name for name in sorted(found) if ptp.steers(self._command(name), self.system.read)]
+
+    def _command(self, unit: str) -> str:
+        """The last ExecStart= of a unit, its specifiers expanded."""
+        file = fragment(self.system, unit)
+        lines = read_assignments(self.system, [*([file] if file else []), *dropins(self.system, unit)])
+        commands = [one.value for one in lines if (one.section, one.name) == ("Service", "ExecStart")]
+        return expand(commands[-1], unit) if commands else ""
 
     def _states(self, units: Iterable[str]) -> dict[str, str]:
         """Unit -> its states on disk and now, of one that we hold those it had before."""

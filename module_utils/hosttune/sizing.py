@@ -176,6 +176,37 @@ def memory_budget(
 # --- PostgreSQL ----------------------------------------------------------------------------------------
 
 
+#: Most of a node's memory beside huge pages that services bound to it may count on, in percent.
+NODE_PERCENT = 80
+
+
+def numa_bind(topology: Mapping[str, Any], plan: Mapping[str, Any], budgets: Mapping[str, int]) -> list[str]:
+    """Why services cannot be bound to the nodes a CPU plan gives them: a sentence a node, none where all fit.
+
+    `budgets` is bytes by service. Bound memory that does not fit ends in the OOM killer of that node while
+    others have plenty.
+    """
+    bound: dict[int, dict[str, int]] = {}
+    for service, budget in budgets.items():
+        node = (plan.get(service) or {}).get("node")
+        if plan.get("partitioned") and node is not None:
+            bound.setdefault(node, {})[service] = budget
+    found = []
+    for node in topology.get("nodes", []):
+        asked = bound.get(node["id"], {})
+        huge = sum(
+            int(size[:-2]) * count for size, count in (node.get("hugepages") or {}).items()
+        )  # "2048kB"
+        most = max((node.get("mem_kib") or 0) - huge, 0) * 1024 * NODE_PERCENT // 100
+        if sum(asked.values()) >= most and asked:
+            names = ", ".join(f"{service} {text_size(budget)}" for service, budget in asked.items())
+            found.append(
+                f"node {node['id']} takes {text_size(most)} of bound memory ({NODE_PERCENT} % of what is "
+                f"beside its huge pages), and the budgets there are {names}"
+            )
+    return found
+
+
 def postgres(
     total_bytes: Size,
     cpus: int | None,

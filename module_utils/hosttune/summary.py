@@ -113,7 +113,8 @@ def foreign_lines(result: Result) -> list[str]:
 def service_lines(result: Result) -> list[str]:
     """Services that were asked to run, and which of them do."""
     services = [one for one in result.get("settings") or [] if one["kind"] == "service"]
-    asked = [one for one in services if "active" in one["desired"].split()]
+    own = [one for one in services if one["verdict"] != "unsupported"]
+    asked = [one for one in own if "active" in one["desired"].split()]
     up = [one["name"] for one in asked if "active" in str(one.get("live")).split()]
     down = [one["name"] for one in asked if one["name"] not in up]
     words = ([f"up: {', '.join(up)}"] if up else []) + ([f"NOT up: {', '.join(down)}"] if down else [])

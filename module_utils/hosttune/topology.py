@@ -24,7 +24,8 @@ and None stands for what the machine does not say. Its keys:
     pci[]                      {address, class, kind (nic, nvme, other), numa_node, local_cpus, id, driver};
                                bridges and system devices are only counted, in pci_omitted
     net[]                      {name, virtual, pci, driver, numa_node, rx_queues, tx_queues, operstate, mtu,
-                               speed_mbps}; the loopback is left out
+                               speed_mbps, hw_timestamp}; the loopback is left out. `hw_timestamp`: whether
+                               NTP packets are stamped in hardware; None of virtual NICs, of another machine
     block[]                    {name, class, rotational, removable, pci, numa_node, sectors, queue};
                                `class` is nvme, ssd, rotational or virtio; loop, ram, zram, dm, md, sr and
                                fd are left out
@@ -45,7 +46,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from . import cpulist
+from . import cpulist, timestamping
 
 Topology = dict[str, Any]
 
@@ -485,6 +486,9 @@ def _read_net(root: Path) -> list[dict[str, Any]]:
                 "operstate": _text(nic / "operstate"),
                 "mtu": _int(nic / "mtu"),
                 "speed_mbps": _int(nic / "speed"),
+                "hw_timestamp": timestamping.hardware(name)
+                if root == Path("/") and device.exists()
+                else None,
             }
         )
     return found

@@ -20,7 +20,16 @@ _MODULE_UTILS = f"{_PROJECT}/module_utils"
 if _MODULE_UTILS not in sys.path:
     sys.path.insert(0, _MODULE_UTILS)
 
-from hosttune import asking, cpulist, cpupicture, cpuplan, hardware, origin, sizing  # noqa: E402 - after the path is set
+from hosttune import (  # noqa: E402 - after the path is set
+    asking,
+    cpulist,
+    cpupicture,
+    cpuplan,
+    dangers,
+    hardware,
+    origin,
+    sizing,
+)
 from hosttune.model import Refusal  # noqa: E402
 
 DOCUMENTATION = r"""
@@ -28,7 +37,8 @@ name: hosttune
 short_description: Plans and sizes, computed on the controller
 description:
   - >-
-    V(topology | cpu_plan(request)) plans a machine, V(topology | cpu_plan_picture(plan)) draws the plan.
+    V(topology | cpu_plan(request)) plans a machine, V(topology | cpu_plan_picture(plan)) draws the plan;
+    V(topology | numa_bind_refusals(plan, memory, services)) says whose memory does not fit its node.
   - >-
     V(topology | hardware_aspects) is what is compared of a host; V(hosts | unequal_hardware) says which hosts
     differ in what from those they shall be alike to, as refused and noted.
@@ -38,7 +48,8 @@ description:
   - >-
     V(owners | origins(notes, setting)) says from which line of the inventory or of a role's defaults the
     value of a setting comes, and resolves the variables that its note names;
-    V(notes | with_origins(owners)) names the variable in the notes that name none.
+    V(notes | with_origins(owners)) names the variable in the notes that name none;
+    V(notes | with_acceptance(settings_risk_acceptance)) says in them who answers for a setting.
   - >-
     V(bytes | postgres_sizing(cpus=4, disk_class='nvme', connections=100, ...)) and
     V(bytes | redis_sizing(persistence='aof', ...)) give a value, formula and reason by name.
@@ -82,6 +93,17 @@ def hardware_aspects(topology: Mapping[str, Any]) -> dict[str, str]:
 def unequal_hardware(hosts: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
     """{refused, noted} of {host: {alike, unequal, hardware}}: a sentence for each difference."""
     return hardware.compare(hosts)
+
+
+@_told
+def numa_bind_refusals(
+    topology: Mapping[str, Any],
+    plan: Mapping[str, Any],
+    memory: Mapping[str, Mapping[str, Any]],
+    services: list[str],
+) -> list[str]:
+    """Why services of a plan cannot be bound to their nodes, by what settings_memory gives them."""
+    return sizing.numa_bind(topology, plan, {service: memory[service]["bytes"] for service in services})
 
 
 @_told
@@ -140,6 +162,19 @@ def with_origins(
                 # What a role says of its own default is not so where the inventory decided.
                 if said and (not note.get("from") or origin.outside_roles(place)):
                     found[kind][name] = {**note, "from": said}
+    return found
+
+
+@_told
+def with_acceptance(
+    notes: Mapping[str, Mapping[str, Any]], acceptance: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """The notes, each with who answers for its setting (`accepted`); `acceptance` is by "KIND NAME"."""
+    found = {kind: dict(of_kind) for kind, of_kind in notes.items()}
+    for setting, who in acceptance.items():
+        kind, _blank, name = setting.partition(" ")
+        note = found.setdefault(kind, {}).get(name, {})
+        found[kind][name] = {**note, "accepted": dangers.accepted(setting, who)}
     return found
 
 
@@ -205,9 +240,11 @@ class FilterModule:
             "cpu_plan_picture": cpu_plan_picture,
             "hardware_aspects": hardware_aspects,
             "memory_budget": memory_budget,
+            "numa_bind_refusals": numa_bind_refusals,
             "origins": origins,
             "postgres_sizing": postgres_sizing,
             "redis_sizing": redis_sizing,
             "unequal_hardware": unequal_hardware,
+            "with_acceptance": with_acceptance,
             "with_origins": with_origins,
         }

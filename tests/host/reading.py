@@ -292,7 +292,15 @@ class Reader:
     def _read_manager(self) -> dict[str, Any]:
         return _properties(self.run("systemctl show"))
 
+    @functools.cached_property
+    def watchdog(self) -> str:
+        """The identity of the first hardware watchdog, empty where there is none."""
+        said = self.run("cat /sys/class/watchdog/watchdog0/identity", fails=True).strip()
+        return "" if self.container or said == "Software Watchdog" else said
+
     def _check_manager(self, name: str, wanted: str) -> None:
+        if "Watchdog" in name and not self.watchdog:
+            not_own("it has no hardware watchdog")
         _check_property(self.reading("manager"), name, wanted, "")
 
     @functools.cached_property
@@ -369,6 +377,11 @@ class Reader:
 
     def _check_service(self, name: str, wanted: str) -> None:
         found = self.reading("service")[name]
+        if self.container and "active" in wanted.split() and found[1] == "inactive":
+            said = self.run(f"systemctl status --lines=0 --no-pager -- {shlex.quote(name)}", fails=True)
+            unmet = re.search(r"(Condition(Capability|Virtualization)=\S+) was not met", said)
+            if unmet:
+                not_own(f"systemd does not start {name} in a container: {unmet[1]}")
         assert set(wanted.split()) <= set(found), f"{name} is {' '.join(found)}"
 
     # databases

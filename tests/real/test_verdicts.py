@@ -191,3 +191,27 @@ def test_waived_while_somebody_answers_for_it(converged):
     waive(now - datetime.timedelta(seconds=1))
     found = converged.drift()
     assert (entry(found)["verdict"], found["exit_status"]) == ("live_drift", 1)
+
+
+def test_what_systemd_does_not_start_in_a_container_is_unsupported_with_its_condition(host):
+    unit = "hostile-clock.service"
+    host.run(
+        f"printf '[Unit]\\nConditionCapability=CAP_SYS_TIME\\n[Service]\\nExecStart=/bin/sleep infinity\\n"
+        f"[Install]\\nWantedBy=multi-user.target\\n' "
+        f"> /etc/systemd/system/{unit}; systemctl daemon-reload"
+    )
+    try:
+        asked = {
+            "time": {"service": {unit: "enabled active"}},
+            "watchdog": {"manager": {"RuntimeWatchdogSec": "30s"}},
+        }
+        host.converge(asked)  # tries, and systemd remembers what was not met
+        found = host.converge(asked)
+        assert not found.get("changed"), found
+        assert entry(found, unit)["verdict"] == "unsupported"
+        assert "ConditionCapability=CAP_SYS_TIME is not met" in entry(found, unit)["reason"]
+        assert entry(found, "RuntimeWatchdogSec")["verdict"] == "unsupported"
+        assert "a container has no watchdog" in entry(found, "RuntimeWatchdogSec")["reason"]
+        assert host.drift()["exit_status"] == 0
+    finally:
+        host.run(f"systemctl disable {unit}; rm /etc/systemd/system/{unit}; systemctl daemon-reload")

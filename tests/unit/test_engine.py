@@ -597,6 +597,7 @@ def test_a_run_of_another_role_does_not_settle_what_a_failed_one_left(host, monk
 
 def test_a_failed_activation_of_an_undo_is_tried_again(host, tmp_path, monkeypatch):
     full = FullHost(tmp_path / "full")
+    full.played["services"]["app.service"]["ActiveState"] = "active"
     limit = "app.service/Service/LimitNOFILE"
     config = {"/etc/app/app.conf": {"content": "tuned\n", "reload": "app.service"}}
     full.apply(
@@ -624,7 +625,9 @@ def test_a_failed_activation_of_an_undo_is_tried_again(host, tmp_path, monkeypat
     assert said.changed
     second = full.apply({}, present=False)
     assert second.failures == []
-    assert full.commands == ["systemctl reload app.service", "systemctl daemon-reload"]
+    # The first: the unit's drop-in went, and systemd shall reload it as it stands.
+    reload = "systemctl reload app.service"
+    assert full.commands == ["systemctl daemon-reload", reload, "systemctl daemon-reload"]
     assert full.played["app.service"]["LimitNOFILE"] == "1024:524288"
     assert not store.Ledger(full).settings
     assert not full.apply({}, present=False).changed

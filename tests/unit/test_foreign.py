@@ -731,3 +731,73 @@ def test_packages_are_those_that_dpkg_lists(host):
     host.package("tuned", "2.20", "/usr/lib/tuned/x")
     paths = ["/usr/lib/udev/rules.d/60-block.rules", "/usr/lib/tuned/x", "/etc/none"]
     assert dpkg.packages_of(host, paths) == {paths[0]: "udev", paths[1]: "tuned"}
+
+
+# clocks
+
+CLOCK = {
+    "time": {
+        "file": {"/etc/chrony/60-hosttune-time.conf": {"content": "makestep 1.0 3\n"}},
+        "service": {"chrony.service": "enabled active"},
+    }
+}
+
+
+@pytest.fixture
+def chrony(host):
+    host.unit("chrony.service")
+    return host
+
+
+def template(host, name, command):
+    host.put(f"/usr/lib/systemd/system/{name}", f"[Service]\nExecStart={command}\n")
+
+
+@pytest.mark.parametrize("name", ["ntpsec", "ntp", "openntpd", "timemaster"])
+def test_a_second_master_of_the_clock_is_refused_taken_over_or_left_the_clock(chrony, name):
+    chrony.unit(f"{name}.service")
+    with pytest.raises(foreign.ForeignRefusal, match=f"{name} .*steers the system clock beside chronyd"):
+        chrony.apply(CLOCK)
+    report = chrony.apply(CLOCK, foreign={name: "leave"})
+    assert {(one["kind"], one["name"]) for one in report.left} == {
+        ("file", "/etc/chrony/60-hosttune-time.conf"),
+        ("service", "chrony.service"),
+    }
+    chrony.apply(CLOCK, foreign={name: "take_over"})
+    assert chrony.units[f"{name}.service"] == ["disabled", "inactive"]
+    chrony.apply({}, present=False)
+    assert chrony.units[f"{name}.service"] == ["enabled", "active"]
+
+
+def test_timesyncd_is_masked_before_chrony_runs_and_given_back(chrony):
+    chrony.unit("systemd-timesyncd.service")
+    chrony.units["chrony.service"] = ["enabled", "inactive"]
+    assert not chrony.apply(CLOCK).failures
+    assert chrony.units["systemd-timesyncd.service"] == ["masked", "inactive"]
+    assert chrony.told.index("stop systemd-timesyncd.service") < chrony.told.index("start chrony.service")
+    assert not chrony.apply(CLOCK).changed
+    chrony.apply({}, present=False)
+    assert chrony.units["systemd-timesyncd.service"] == ["enabled", "active"]
+
+
+def test_no_clock_is_asked_for_and_nobody_is_told_of_clocks(host):
+    for name in ("ntpsec.service", "systemd-timesyncd.service"):
+        host.unit(name)
+    known = {one["owner"] for one in host.apply(SWAPPINESS).foreign}
+    assert known == {"/etc/sysctl.d/10-vendor.conf"}
+
+
+def test_an_instance_that_starts_at_boot_and_steers_is_found_by_its_link(chrony):
+    template(chrony, "phc2sys@.service", "/usr/sbin/phc2sys -w -s %I")
+    assert chrony.apply(CLOCK).foreign == []
+    link = Path(chrony.path("/etc/systemd/system/multi-user.target.wants/phc2sys@eth0.service"))
+    link.parent.mkdir(parents=True)
+    link.symlink_to("/usr/lib/systemd/system/phc2sys@.service")
+    chrony.units["phc2sys@eth0.service"] = ["enabled", "inactive"]
+    with pytest.raises(foreign.ForeignRefusal, match=r"phc2sys@eth0\.service enabled"):
+        chrony.apply(CLOCK)
+    chrony.put(
+        "/etc/systemd/system/phc2sys@.service.d/a.conf",
+        "[Service]\nExecStart=\nExecStart=/usr/sbin/phc2sys -a\n",
+    )
+    assert chrony.apply(CLOCK).foreign == []

@@ -376,3 +376,15 @@ def test_parents_properties_and_what_udev_refuses(tmp_path):
     found, doubts = walk([(file, parse_rules(system, file))], Device(system, "vda"), "queue/x")
     assert [one.value for one in found] == ["1", "3", "7"]
     assert doubts == [f"{file}:10"]
+
+
+def test_a_queue_without_a_scheduler_is_no_deeper_than_the_disk_has_tags(tmp_path, host):
+    tree(tmp_path, {"/sys/block/nvme0n1/mq/0/nr_tags": "1023\n", "/sys/block/sda/mq/0/nr_tags": "64\n"})
+    for name in ("nvme__nr_requests", "nvme0n1__nr_requests"):
+        declare(host, **{name: "1023"})
+        with pytest.raises(Refusal, match="disk nvme0n1 has 1023 tags and no scheduler"):
+            declare(host, **{name: "1024"})
+    # With a scheduler, one that comes with the same call too, the kernel keeps a queue of its own.
+    declare(host, sda__nr_requests="256")
+    declare(host, nvme__nr_requests="2048", nvme__scheduler="mq-deadline")
+    declare(host, nvme__nr_requests="2048", nvme0n1__nr_requests="512")

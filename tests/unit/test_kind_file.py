@@ -22,6 +22,8 @@ class Host(System):
         super().__init__(str(root))
         self.ran = []
         self.units = {}
+        self.stale = set()
+        self.reloadless = set()
         self.status = 0
 
     def run(self, *argv, stdin="", timeout=120.0):
@@ -31,9 +33,16 @@ class Host(System):
             blocks = []
             for unit in asked:
                 active, started = self.units.get(unit, ("inactive", "n/a"))
-                blocks.append(f"Id={unit}\nActiveState={active}\nExecMainStartTimestamp={started}\n")
+                blocks.append(
+                    f"Id={unit}\nActiveState={active}\nExecMainStartTimestamp={started}\n"
+                    f"NeedDaemonReload={'yes' if unit in self.stale else 'no'}\n"
+                    f"CanReload={'no' if unit in self.reloadless else 'yes'}\n"
+                )
             return Ran(0, "\n".join(blocks), "")
         return Ran(self.status, "", "no bus\n" if self.status else "")
+
+    def told(self):
+        return [" ".join(argv[1:]) for argv in self.ran if argv[1] != "show"]
 
 
 @pytest.fixture
@@ -198,15 +207,43 @@ def test_what_is_no_regular_file_is_unknown(host):
 
 def test_units_reload_once_and_only_for_files_that_changed(host):
     kind = FileKind(host)
-    kind.text("/etc/a", content(reload="chrony.service"))
-    kind.text("/etc/b", content(reload="chrony.service"))
-    kind.text("/etc/c", content(reload="other.service"))
+    for name, unit in (
+        ("/etc/a", "chrony.service"),
+        ("/etc/b", "chrony.service"),
+        ("/etc/c", "other.service"),
+    ):
+        kind.text(name, content(reload=unit))
+        host.units[unit] = ("active", "n/a")
+        write(host, name=name)
     assert kind.activate([], ["/etc/a", "/etc/b"]) == {}
-    assert host.ran == [("systemctl", "reload", "chrony.service")]
+    assert host.told() == ["reload chrony.service"]
     host.status = 1
     failed = kind.activate([], ["/etc/a", "/etc/b", "/etc/plain"])
     assert set(failed) == {"/etc/a", "/etc/b"}
     assert "no bus" in failed["/etc/a"]
+
+
+def test_what_does_not_run_is_not_reloaded(host):
+    kind = FileKind(host)
+    kind.text("/etc/a", content(reload="chrony.service"))
+    write(host, name="/etc/a")
+    assert kind.activate([], ["/etc/a"]) == {}
+    assert host.told() == []
+
+
+@pytest.mark.parametrize("known_by", ["stale", "reloadless"])
+def test_a_drop_in_with_the_reload_comes_before_it_and_goes_after_it(host, known_by):
+    kind = FileKind(host)
+    kind.text("/etc/a", content(reload="chrony.service"))
+    host.units["chrony.service"] = ("active", "n/a")
+    setattr(host, known_by, {"chrony.service"})
+    path = write(host, name="/etc/a")
+    assert kind.activate([], ["/etc/a"]) == {}
+    assert host.told() == ["daemon-reload", "reload chrony.service"]
+    os.unlink(path)
+    host.ran.clear()
+    assert kind.activate([], ["/etc/a"]) == {}
+    assert host.told() == ["reload chrony.service", "daemon-reload"]
 
 
 def test_systemd_learns_of_unit_files(host):

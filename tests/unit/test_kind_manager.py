@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +65,20 @@ def write(root: Path, files: dict[str, str]) -> FakeSystem:
     return FakeSystem(root)
 
 
+def device(name: str = "watchdog0", **attributes: object) -> dict[str, str]:
+    """/sys/class/watchdog of a Debian 12 virtual machine with an i6300esb."""
+    known = {"identity": "i6300ESB timer", "min_timeout": 1, "max_timeout": 2046, "nowayout": 0}
+    known.update({"state": "inactive", "timeout": 30, "bootstatus": 0, **attributes})
+    return {f"/sys/class/watchdog/{name}/{key}": f"{value}\n" for key, value in known.items()}
+
+
 def test_live_persisted_and_what_it_takes(tmp_path: Path) -> None:
     system = write(
         tmp_path,
         {
             "/etc/systemd/system.conf.d/60-x.conf": DROPIN,
             "/proc/1/status": "Name:\tsystemd\nCpus_allowed_list:\t0-1\n",
+            **device(state="active", timeout=30),
         },
     )
     kind = ManagerKind(system)
@@ -242,3 +251,96 @@ def test_before_256_only_etc_holds_the_main_file(tmp_path: Path) -> None:
     system.shown["Version"] = "257.4-1"
     found = ManagerKind(system).read(["DefaultTasksMax"])["DefaultTasksMax"].definitions
     assert [one.value for one in found] == ["5"]
+
+
+# the watchdog
+
+
+def watchdog_host(root: Path, told: str = "30s", **attributes: object) -> FakeSystem:
+    system = write(
+        root, {"/etc/systemd/system.conf": f"[Manager]\nRuntimeWatchdogSec={told}\n", **device(**attributes)}
+    )
+    system.shown["RuntimeWatchdogUSec"] = told
+    return system
+
+
+@pytest.mark.parametrize(
+    ("attributes", "live", "said"),
+    [
+        ({"state": "active"}, "30s", ""),
+        ({"state": "active", "timeout": 29}, "29s", ""),
+        ({"state": "inactive"}, "0", "could not arm /dev/watchdog0"),
+    ],
+)
+def test_live_of_the_watchdog_is_what_the_device_has(tmp_path, attributes, live, said) -> None:
+    planes = ManagerKind(watchdog_host(tmp_path, **attributes)).read(["RuntimeWatchdogSec"])[
+        "RuntimeWatchdogSec"
+    ]
+    assert (planes.live, planes.unsupported) == (live, "")
+    assert said in planes.note
+
+
+def test_a_timeout_that_the_driver_rounds_may_be_clamped_and_one_that_is_off_may_not(tmp_path) -> None:
+    kind = ManagerKind(watchdog_host(tmp_path))
+    assert "took 29s" in kind.clamps("RuntimeWatchdogSec", "30s", "29s")
+    assert kind.clamps("RuntimeWatchdogSec", "30s", "0") == ""
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        ({}, "this host has no /dev/watchdog0: load its hardware's driver"),
+        (device(identity="Software Watchdog"), "is softdog, which hangs with the kernel"),
+        ({"/run/systemd/container": "lxc\n", **device()}, "a container has no watchdog"),
+        (
+            {"/etc/systemd/system.conf": "[Manager]\nWatchdogDevice=/dev/watchdog1\n", **device()},
+            "this host has no /dev/watchdog1",
+        ),
+    ],
+)
+def test_a_host_without_a_hardware_watchdog_says_why(tmp_path, files, reason) -> None:
+    found = ManagerKind(write(tmp_path, files)).read(
+        ["RuntimeWatchdogSec", "RebootWatchdogSec", "DefaultTasksMax"]
+    )
+    assert reason in found["RuntimeWatchdogSec"].unsupported
+    assert reason in found["RebootWatchdogSec"].unsupported
+    assert found["DefaultTasksMax"].unsupported == ""
+
+
+def test_a_driver_without_a_warning_supports_none(tmp_path) -> None:
+    name = "RuntimeWatchdogPreGovernor"
+    planes = ManagerKind(write(tmp_path, device())).read([name])[name]
+    assert planes.unsupported == "i6300ESB timer gives no warning before it resets"
+    able = write(tmp_path / "able", device(pretimeout=0))
+    assert ManagerKind(able).read([name])[name].unsupported == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("RuntimeWatchdogSec", "1h", "'1h' is no timeout that i6300ESB timer takes. Give 1 s to 2046 s"),
+        ("RebootWatchdogSec", "35min", "'35min' is no timeout that i6300ESB timer takes"),
+        ("WatchdogDevice", "/dev/sda", "'/dev/sda' is no watchdog. Give a device such as /dev/watchdog0"),
+        ("RuntimeWatchdogPreGovernor", "panik", "no governor 'panik'. It has noop and panic"),
+    ],
+)
+def test_what_the_driver_does_not_have_is_refused(tmp_path, name, value, said) -> None:
+    host = write(tmp_path, device(pretimeout_available_governors="noop panic"))
+    with pytest.raises(Refusal, match=re.escape(said)):
+        ManagerKind(host).check([Setting("a", "manager", name, value)], {})
+    for fine in ("30s", "off", "2046"):
+        ManagerKind(host).check([Setting("a", "manager", "RuntimeWatchdogSec", fine)], {})
+
+
+def test_a_watchdog_that_cannot_be_disarmed_is_not_closed(tmp_path) -> None:
+    armed = {"state": "active", "nowayout": 1}
+    kept = watchdog_host(tmp_path / "kept", **armed)
+    assert ManagerKind(kept).activate([Change("RuntimeWatchdogSec", "30s")], ["/x"]) == {}
+    for told in ("off", ""):
+        host = watchdog_host(tmp_path / f"off{told}", told, **armed)
+        failed = ManagerKind(host).activate([Change("RuntimeWatchdogSec", "0", undo=True)], ["/x"])
+        assert "would reset this machine" in failed["RuntimeWatchdogSec"]
+        assert ("systemctl", "daemon-reexec") not in host.calls
+    wayout = watchdog_host(tmp_path / "wayout", "off", state="active")
+    assert ManagerKind(wayout).activate([Change("RuntimeWatchdogSec", "0", undo=True)], ["/x"]) == {}
+    assert ("systemctl", "daemon-reexec") in wayout.calls

@@ -20,6 +20,8 @@ class FakeSystem(System):
         self.stale: set[str] = set()
         self.refuses: set[str] = set()
         self.told: list[str] = []
+        #: unit -> the condition that kept systemd from starting it
+        self.unmet: dict[str, str] = {}
         folder = root / "usr/lib/systemd/system"
         folder.mkdir(parents=True, exist_ok=True)
         for unit in units:
@@ -29,6 +31,11 @@ class FakeSystem(System):
         assert argv[0] == "systemctl"
         if argv[1] == "show":
             return Ran(0, "\n".join(self._block(unit) for unit in argv[argv.index("--") + 1 :]), "")
+        if argv[1] == "status":
+            unmet = self.unmet.get(argv[-1])
+            return Ran(
+                3, f"     Condition: start condition failed\n  └─ {unmet} was not met\n" if unmet else "", ""
+            )
         if argv[1] == "is-enabled":
             asked = [self.aliases.get(unit, unit) for unit in argv[argv.index("--") + 1 :]]
             known = [self.units[unit][0] for unit in asked if unit in self.units]
@@ -64,6 +71,7 @@ class FakeSystem(System):
             f"Id={name}\nLoadState={'masked' if boot == 'masked' else 'loaded'}\nActiveState={run}\n"
             f"UnitFileState={boot}\nFragmentPath=/usr/lib/systemd/system/{name}\n"
             f"NeedDaemonReload={'yes' if name in self.stale else 'no'}\n"
+            f"ConditionResult={'no' if name in self.unmet or run == 'inactive' else 'yes'}\n"
         )
 
 
@@ -241,3 +249,24 @@ def test_a_mask_is_named_by_its_own_file_and_the_links_on_disk_count(tmp_path: P
     found = [planes[name].definitions[0] for name in planes]
     assert [one.value for one in found] == ["masked-runtime", "enabled", "absent"]
     assert found[0].file == "/run/systemd/system/a.service"
+
+
+def test_what_systemd_does_not_start_on_such_a_host_is_unsupported(tmp_path: Path) -> None:
+    system = FakeSystem(
+        tmp_path,
+        {name: ["enabled", "inactive"] for name in ("a.service", "b.service", "c.service", "d.service")},
+    )
+    system.unmet = {
+        "a.service": "ConditionCapability=CAP_SYS_TIME",
+        "b.service": "ConditionVirtualization=!container",
+        "c.service": "ConditionPathExists=/srv/later",
+    }
+    kind = ServiceKind(system)
+    kind.check([setting("a.service", "enabled active"), setting("c.service", "active")], {})
+    kind.recall(setting("d.service", "active"))
+    kind.check([setting("b.service", "masked inactive")], {})
+    planes = kind.read(list(system.units))
+    reason = "systemd does not start it here: ConditionCapability=CAP_SYS_TIME is not met"
+    assert planes["a.service"].unsupported == reason
+    # What shall be off is off; a path may come, and who was never started has met nothing yet.
+    assert [planes[name].unsupported for name in ("b.service", "c.service", "d.service")] == ["", "", ""]

@@ -37,6 +37,7 @@ def test_services_asked_to_run_are_up_or_not():
         one("redis", "in_sync", "service", "r.service", desired="enabled active", live="active"),
         one("app", "drift", "service", "a.service", desired="enabled active", live="inactive"),
         one("app", "in_sync", "service", "b.service", desired="enabled", live="inactive"),
+        one("time", "unsupported", "service", "c.service", desired="enabled active", live="inactive"),
     ]
     assert summary.service_lines({"settings": services}) == ["up: r.service; NOT up: a.service"]
     assert summary.service_lines({"settings": services[2:]}) == []

@@ -153,6 +153,7 @@ class BlockKind(Kind):
                 )
             if not self.system.container:
                 self._check_scheduler(setting, target, attribute, names)
+                self._check_depth(setting, target, attribute, names)
 
     @staticmethod
     def _check_value(setting: Setting, attribute: str) -> None:
@@ -169,6 +170,25 @@ class BlockKind(Kind):
             if not low <= int(setting.value) <= high:
                 raise Refusal(
                     f"{setting.value} is out of range", thing=str(setting), remedy=f"Give {low} to {high}"
+                )
+
+    def _check_depth(self, setting: Setting, target: str, attribute: str, names: set[str]) -> None:
+        """Without a scheduler a queue has no more requests than the disk has tags."""
+        if attribute != "nr_requests" or f"{target}/scheduler" in names:
+            return
+        for disk in self._members(target):
+            if target in CLASSES and {f"{disk}/nr_requests", f"{disk}/scheduler"} & names:
+                continue
+            try:
+                scheduler = chosen(self.system.read_value(_path(disk, "scheduler")))
+                tags = int(self.system.read_value(f"/sys/block/{disk}/mq/0/nr_tags"))
+            except (OSError, ValueError):
+                continue  # the kernel's own refusal will be reported
+            if scheduler == "none" and int(setting.value) > tags:
+                raise Refusal(
+                    f"disk {disk} has {tags} tags and no scheduler, so no queue of {setting.value} requests",
+                    thing=str(setting),
+                    remedy=f"Ask for at most {tags}",
                 )
 
     def _check_scheduler(self, setting: Setting, target: str, attribute: str, names: set[str]) -> None:

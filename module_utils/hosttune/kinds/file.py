@@ -3,8 +3,8 @@
 Value in the inventory: {content, mode: "0644", owner: root, group: root, secret: false, reload: UNIT,
 restart: UNIT}. As text, on every plane, it is `sha256:DIGEST MODE OWNER:GROUP`; of a secret one the digest is
 keyed with a key that never leaves the host, so that nobody can try passwords against it.
-`reload` names a unit that is reloaded when the file changed; `restart` one that reads the file at its start
-only: until it has restarted the setting is `pending_restart`.
+`reload` names a unit that is reloaded when the file changed, if it runs; `restart` one that reads the file at
+its start only: until it has restarted the setting is `pending_restart`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ from .base import Kind
 #: Names of users and groups (useradd(8) of Debian), and of units.
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.@-]*[$]?\Z")
 _UNIT = re.compile(r"[A-Za-z0-9:_.@\\-]+\.(service|socket|timer|path|target|mount)\Z")
+
+#: ActiveState of a unit that does not run.
+_STOPPED = ("inactive", "failed")
 
 OPTIONS = {"content", "mode", "owner", "group", "secret", "reload", "restart"}
 
@@ -245,24 +248,38 @@ class FileKind(Kind):
 
     def activate(self, changes: Sequence[Change], files: Iterable[str]) -> dict[str, str]:
         failed = {}
-        done: dict[str, str] = {}
         files = list(files)
-        if any(path.startswith("/etc/systemd/system/") for path in files):
+        readers = {path: unit for path in files for unit in [self._asked.get(path, {}).get("reload")] if unit}
+        try:
+            shown = self.systemd.show(readers.values(), ("ActiveState", "NeedDaemonReload", "CanReload"))
+        except OSError:
+            shown = {}  # the reload says why
+        # What does not run has nothing to forget: it reads the file when it starts.
+        running = {
+            unit for unit in readers.values() if shown.get(unit, {}).get("ActiveState") not in _STOPPED
+        }
+        # What lets a unit reload may go with the file it shall forget, or come with the one it shall read.
+        gone = {unit for path, unit in readers.items() if not self.system.exists(path)}
+        done = {unit: self._reload(unit) for unit in sorted(gone & running)}
+        # NeedDaemonReload does not tell of a unit's first drop-in.
+        stale = any(
+            about.get("NeedDaemonReload") == "yes"
+            or (about.get("CanReload") == "no" and not unit.endswith(".socket"))
+            for unit, about in shown.items()
+        )
+        if stale or any(path.startswith("/etc/systemd/system/") for path in files):
             ended = self.system.run("systemctl", "daemon-reload")
             if not ended.ok:
                 failed.update(dict.fromkeys(files, f"systemctl daemon-reload: {ended.err.strip()}"))
-        for path in files:
-            unit = self._asked.get(path, {}).get("reload")
-            if unit and unit not in done:
-                ended = (
-                    self.system.run("systemctl", "try-reload-or-restart", unit)
-                    if unit.endswith(".socket")
-                    else self.system.run("systemctl", "reload", unit)
-                )
-                done[unit] = "" if ended.ok else f"systemctl reload {unit}: {ended.err.strip()}"
-            if unit and done[unit]:
-                failed[path] = done[unit]
+        done.update({unit: self._reload(unit) for unit in sorted(running - gone)})
+        failed.update({path: done[unit] for path, unit in readers.items() if done.get(unit)})
         return failed
+
+    def _reload(self, unit: str) -> str:
+        """Why a unit could not be reloaded, empty where it was."""
+        verb = "try-reload-or-restart" if unit.endswith(".socket") else "reload"
+        ended = self.system.run("systemctl", verb, unit)
+        return "" if ended.ok else f"systemctl reload {unit}: {ended.err.strip()}"
 
 
 def _encoded(thing: str, content: str) -> bytes:

@@ -5,6 +5,10 @@ CPUAffinity and the NUMA policy what PID 1 itself has; the other directives have
 live by one `systemctl daemon-reexec`, which restarts no service; services that run keep the defaults they
 began with. CPUAffinity and the NUMA policy are taken up at boot only (a manager that re-executes itself skips
 that setup; seen with 252).
+The watchdog is `unsupported` where there is none that hardware drives. Live of RuntimeWatchdogSec is what
+the device has, not what systemd was told: one that another program holds is not armed, and some take another
+timeout than asked. With `nowayout` it cannot be disarmed: what would close it waits for the next boot, since
+the machine would be reset.
 Persisted truth: /etc/systemd/system.conf (from systemd 256 on the first of the folders below), then the
 drop-ins of all of them by base name; the last assignment wins, for CPUAffinity and other lists what has
 accumulated since the last empty one. Assignments that systemd refuses say nothing.
@@ -16,6 +20,7 @@ import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 
+from .. import watchdog
 from ..model import Change, Definition, Planes, Refusal, Setting, squeeze
 from ..system import System
 from ..systemd import (
@@ -85,6 +90,14 @@ _ACCUMULATING = frozenset(
 _CPU_SETS = frozenset({"CPUAffinity", "NUMAMask"})
 _AT_BOOT = frozenset({"CPUAffinity", "NUMAPolicy", "NUMAMask"})
 
+#: What needs a watchdog; those of them that need one which can warn before it resets.
+_WATCHDOG = words(
+    "RuntimeWatchdogSec RuntimeWatchdogPreSec RuntimeWatchdogPreGovernor RebootWatchdogSec KExecWatchdogSec "
+    "WatchdogDevice"
+)
+_WARNING = words("RuntimeWatchdogPreSec RuntimeWatchdogPreGovernor")
+_DEVICE = re.compile(r"/dev/watchdog\d*\Z")
+
 #: Of the directives with one value, an empty assignment changes these; systemd 252 refuses it for the others.
 _RESET_BY_EMPTY = frozenset({"DefaultTasksMax", "DefaultOOMScoreAdjust", "NUMAPolicy"})
 
@@ -132,6 +145,41 @@ class ManagerKind(Kind):
                 )
             if setting.name in _CPU_SETS:
                 check_present(self.system, setting, setting.name)
+        self._check_watchdog([one for one in settings if one.name in _WATCHDOG])
+
+    def _check_watchdog(self, settings: Sequence[Setting]) -> None:
+        """Refuses timeouts and governors that the driver does not have."""
+        device = next((one.value for one in settings if one.name == "WatchdogDevice"), watchdog.DEVICE)
+        found = watchdog.read(self.system, device)
+        for setting in settings:
+            if setting.name == "WatchdogDevice" and not _DEVICE.match(setting.value):
+                raise Refusal(
+                    f"'{setting.value}' is no watchdog",
+                    thing=str(setting),
+                    remedy="Give a device such as /dev/watchdog0",
+                )
+            if found is None:
+                continue
+            if setting.name == "RuntimeWatchdogPreGovernor" and found.governors:
+                if setting.value not in found.governors:
+                    raise Refusal(
+                        f"this kernel has no governor '{setting.value}'",
+                        thing=str(setting),
+                        remedy=f"It has {' and '.join(found.governors)}; others are modules pretimeout_*",
+                    )
+            elif setting.name in ("RuntimeWatchdogSec", "RebootWatchdogSec", "KExecWatchdogSec"):
+                seconds = _seconds(setting.name, setting.value)
+                if seconds and not (found.least or 1) <= seconds <= (found.most or seconds):
+                    raise Refusal(
+                        f"'{setting.value}' is no timeout that {found.identity or device} takes",
+                        thing=str(setting),
+                        remedy=f"Give {found.least or 1} s to {found.most or 'any number of'} s",
+                    )
+
+    def clamps(self, name: str, wanted: str, found: str) -> str:
+        if name == "RuntimeWatchdogSec" and _seconds(name, found):
+            return f"the watchdog's driver took {found}, the nearest timeout that it has"
+        return ""
 
     def same(self, name: str, wanted: str, found: str) -> bool:
         try:
@@ -181,6 +229,8 @@ class ManagerKind(Kind):
             else:
                 planes.has_live = False
                 planes.note = "systemd shows no property of it: judged by its files"
+            if name in _WATCHDOG and not planes.unknown:
+                self._read_watchdog(name, planes, lines)
             if planes.has_live and not agrees(self, name, planes):
                 planes.needs = "reboot" if name in _AT_BOOT else "reload"
             elif planes.has_live and name in _AT_BOOT and planes.winner is None:
@@ -188,6 +238,26 @@ class ManagerKind(Kind):
                 planes.needs = "reboot"
             found[name] = planes
         return found
+
+    def _read_watchdog(self, name: str, planes: Planes, lines: Sequence[Assignment]) -> None:
+        found = self._watchdog(lines)
+        device = found.device if found else _device(lines)
+        planes.unsupported = planes.unsupported or watchdog.why_none(self.system, device, found)
+        if found is None or planes.unsupported:
+            return
+        if name in _WARNING and not found.warns:
+            planes.unsupported = f"{found.identity or device} gives no warning before it resets"
+        if name != "RuntimeWatchdogSec" or planes.live is None:
+            return
+        told = _seconds(name, planes.live)
+        if told and found.armed is False:
+            planes.note = f"systemd was told {planes.live} and could not arm {device}: who holds it?"
+            planes.live = "0"
+        elif told and found.armed and found.timeout not in (None, told):
+            planes.live = f"{found.timeout}s"
+
+    def _watchdog(self, lines: Sequence[Assignment]) -> watchdog.Watchdog | None:
+        return watchdog.read(self.system, _device(lines))
 
     def _read_at_boot(self, name: str, planes: Planes) -> None:
         if name != "CPUAffinity":
@@ -238,8 +308,12 @@ class ManagerKind(Kind):
 
     def activate(self, changes: Sequence[Change], files: Iterable[str]) -> dict[str, str]:
         """One daemon-reexec; a daemon-reload would not take up TimerSlackNSec."""
-        if not changes and not list(files):
+        files = list(files)
+        if not changes and not files:
             return {}
+        resets = self._would_reset()
+        if resets:
+            return dict.fromkeys([change.name for change in changes] or files, resets)
         ended = self.system.run("systemctl", "daemon-reexec")
         # The answer may be lost with the process that gave it: what counts is that the new one speaks.
         end = time.monotonic() + REEXEC_SECONDS
@@ -254,6 +328,32 @@ class ManagerKind(Kind):
                 time.sleep(0.2)
             else:
                 return {}
+
+    def _would_reset(self) -> str:
+        """Why systemd must not take up its files now: it would close a watchdog that cannot be disarmed."""
+        lines = read_assignments(self.system, self._files())
+        found = self._watchdog(lines)
+        if found is None or not (found.armed and found.nowayout):
+            return ""
+        told = [one.value for one in lines if one.name == "RuntimeWatchdogSec" and takes(one.name, one.value)]
+        if told and _seconds("RuntimeWatchdogSec", told[-1]):
+            return ""
+        return f"{found.device} has nowayout, so disarming it would reset this machine: the next boot does it"
+
+
+def _device(lines: Sequence[Assignment]) -> str:
+    """The watchdog that systemd opens."""
+    named = [one.value for one in lines if (one.section, one.name) == ("Manager", "WatchdogDevice")]
+    return (named and named[-1]) or watchdog.DEVICE
+
+
+def _seconds(name: str, text: str) -> int:
+    """A timeout of the watchdog in whole seconds, as systemd rounds it; 0 where it is off or none."""
+    try:
+        found = _canonical(name, text)
+    except ValueError:
+        return 0
+    return -(-found // 10**9) if isinstance(found, int) else 0
 
 
 def memory_policy(system: System, pid: str) -> tuple[str, str]:

@@ -6,12 +6,15 @@ from the links on disk) and of `active` or `inactive` (live: ActiveState); only 
 Stopping a service that runs is a disruption of the class `restarts`; starting one, and what is done to timers
 and sockets, is silent.
 
+A unit that shall run and that systemd does not start on such a host (a condition on what the host is, such as
+ConditionVirtualization=!container, was not met at the last try) is `unsupported`.
 A unit that this host does not have is `absent` on disk and inactive: right where `disabled`, `inactive` or
 `masked` is asked (what would be stopped cannot start), unless its name looks like a mistake.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -34,7 +37,12 @@ _VERBS = {
 }
 #: The UnitFileState of a unit that this host does not have.
 ABSENT = "absent"
-_PROPERTIES = ("LoadState", "LoadError", "ActiveState", "UnitFileState", "FragmentPath")
+_PROPERTIES = ("LoadState", "LoadError", "ActiveState", "UnitFileState", "FragmentPath", "ConditionResult")
+#: A condition on what a host is, as `systemctl status` says of the last try; paths and the like may come yet.
+_BARRED = re.compile(
+    r"(Condition(?:Virtualization|Capability|Architecture|KernelVersion|Firmware|Security|CPUFeature)=.*) "
+    r"was not met"
+)
 
 
 class ServiceKind(Kind):
@@ -45,6 +53,8 @@ class ServiceKind(Kind):
         self.systemd = Systemd(system)
         #: units that packages still bring: nothing can be said of them yet
         self._awaited: set[str] = set()
+        #: units that shall run
+        self._to_run: set[str] = set()
 
     # names and values
 
@@ -58,6 +68,7 @@ class ServiceKind(Kind):
         for setting in settings:
             words = setting.value.split()
             self._check_words(setting, words)
+            self.recall(setting)
             if "." not in setting.name:
                 raise Refusal(
                     "is no name of a unit", thing=str(setting), remedy=f"Write {setting.name}.service"
@@ -83,6 +94,10 @@ class ServiceKind(Kind):
                 raise Refusal(
                     f"is another name of {found['Id']}", thing=str(setting), remedy=f"Name {found['Id']}"
                 )
+
+    def recall(self, setting: Setting) -> None:
+        if "active" in setting.value.split():
+            self._to_run.add(setting.name)
 
     def _check_words(self, setting: Setting, words: Sequence[str]) -> None:
         for word in words:
@@ -165,9 +180,17 @@ class ServiceKind(Kind):
         if state.startswith("masked"):
             file = mask_of(self.system, name) or f"/etc/systemd/system/{name}"
         planes = Planes(live=shown.get("ActiveState"))
+        if name in self._to_run and planes.live == "inactive" and shown.get("ConditionResult") == "no":
+            planes.unsupported = self._barred(name)
         if state:
             planes.definitions = [Definition(state, file)]
         return planes
+
+    def _barred(self, unit: str) -> str:
+        """Why systemd would not start a unit on a host such as this, as it found when it last tried."""
+        said = self.system.run("systemctl", "status", "--lines=0", "--no-pager", "--", unit)
+        unmet = _BARRED.search(said.out)
+        return f"systemd does not start it here: {unmet[1]} is not met" if unmet else ""
 
     def _generated(self) -> frozenset[str]:
         """Units that generators start at boot."""
