@@ -57,6 +57,12 @@ options:
   block:
     description: Disk queue attributes by DEVICE_OR_CLASS/ATTR; classes are nvme, ssd, rotational and virtio.
     type: dict
+  irq:
+    description:
+      - "CPU lists by DEVICE/QUEUE, such as C(ens4/0: 2-3): the CPUs on which the queue's interrupts fire.
+        QUEUE is the number in the IRQ's name, or C(other) for the device's IRQs of no queue."
+      - C(default) is what IRQs get that are made later (C(/proc/irq/default_smp_affinity)).
+    type: dict
   mount:
     description: Mount options by mount point, as a comma-separated list of those that must be in force.
     type: dict

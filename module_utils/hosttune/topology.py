@@ -26,6 +26,8 @@ and None stands for what the machine does not say. Its keys:
     block[]                    {name, class, rotational, removable, pci, numa_node, sectors, queue};
                                `class` is nvme, ssd, rotational or virtio; loop, ram, zram, dm, md, sr and
                                fd are left out
+    irqs[]                     {irq, device, queue, action, cpus, effective, managed}, see `irqs`; those of no
+                               device (timer, serial port) are left out
     cpufreq_driver, cpuidle_driver
     fingerprint                see `fingerprint`
 
@@ -43,7 +45,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from . import cpulist
+from . import cpulist, irqs
 
 Topology = dict[str, Any]
 
@@ -546,6 +548,7 @@ def read(root: str = "/") -> Topology:
     topology = _read_core(base)
     cpu = base / "sys/devices/system/cpu"
     topology.update(_read_pci(base))
+    topology["irqs"] = [one.as_dict() for one in irqs.read(str(base)) if one.device]
     topology["cpufreq_driver"] = _text(cpu / "cpufreq/policy0/scaling_driver") or _text(
         cpu / "cpu0/cpufreq/scaling_driver"
     )

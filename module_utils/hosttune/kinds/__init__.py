@@ -18,6 +18,7 @@ ORDER = (
     "sysctl",
     "sysfs",
     "block",
+    "irq",
     "mount",
     "limit",
     "file",
@@ -54,6 +55,10 @@ def load(name: str, system: System) -> Kind:
         from .block import BlockKind
 
         return BlockKind(system)
+    if name == "irq":
+        from .irq import IrqKind
+
+        return IrqKind(system)
     if name == "mount":
         from .mount import MountKind
 
