@@ -19,9 +19,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+
+from . import cpulist
+from .model import Refusal
 
 OTHER = "other"
 
@@ -260,3 +263,37 @@ class Devices:
     def _name(self, place: str) -> str:
         names = self._by_place.get(place, [])
         return names[0] if len(names) == 1 else place
+
+
+# the plan
+
+
+def spread(topology: Mapping[str, Any], plan: Mapping[str, Any], nics: Sequence[str] = ()) -> dict[str, str]:
+    """DEVICE/QUEUE -> CPU list: what kind irq is asked for where `plan` (cpu_plan) divides the CPUs.
+
+    Queue i of each NIC goes to the i-th of the CPUs for interrupts, round and round; its other IRQs, and
+    those that are made later (`default`), to housekeeping. `nics`: those that matter; empty: all that are
+    hardware. Nothing where nothing is divided. Raises Refusal for a NIC that this host does not have.
+    """
+    if not plan["partitioned"]:
+        return {}
+    hardware = [nic["name"] for nic in topology.get("net", []) if not nic.get("virtual")]
+    queues: dict[str, set[str]] = {nic: set() for nic in nics or hardware}
+    for one in topology.get("irqs", []):
+        if one["device"] in queues and not one["managed"]:
+            queues[one["device"]].add(one["queue"])
+    for nic in nics:
+        if nic not in hardware:
+            raise Refusal(
+                f"this host has no NIC {nic}",
+                thing="interrupts",
+                remedy=f"Its NICs are {', '.join(hardware) or 'none'}",
+            )
+    cpus = sorted(cpulist.parse(plan["irq"]["runs_on"]))
+    housekeeping = str(plan["housekeeping"]["runs_on"])
+    found = {"default": housekeeping}
+    for nic, names in queues.items():
+        for queue in sorted(names):
+            cpu = housekeeping if queue == OTHER else str(cpus[int(queue) % len(cpus)])
+            found[f"{nic}/{queue}"] = cpu
+    return found

@@ -35,8 +35,8 @@ _QUEUE_FILE = re.compile(r"(?:/sys/)?class/net/([^/]+)/queues/")
 
 #: Events come in heaps: it is looked when none came for this long, at the latest after the longer one.
 QUIET_SECONDS, LONGEST_SECONDS = 0.2, 1.0
-#: What could not be set is tried again after this.
-AGAIN_SECONDS = 1.0
+#: What could not be set is tried again after this, so many times; then at the next event.
+AGAIN_SECONDS, TRIES = 1.0, 5
 FIGHT_CORRECTIONS, FIGHT_SECONDS = 5, 60.0
 #: How long a fight is left alone, twice as long each time it goes on.
 REST_SECONDS, LONGEST_REST_SECONDS = 60.0, 3600.0
@@ -77,6 +77,10 @@ class Fights:
         self._times[key] = []
         return rest
 
+    def refused(self, key: Key) -> None:
+        """Takes the last `begins` back: the kernel refused it, which is no other master's doing."""
+        self._times[key] = self._times[key][:-1]
+
     def right(self, key: Key, now: float) -> None:
         """Notes that a setting is as it shall be: with no correction lately, a fight is over."""
         if not any(now - one < FIGHT_SECONDS for one in self._times.get(key, [])):
@@ -102,7 +106,9 @@ class Link:
     ) -> None:
         self.system, self._log, self._clock = system, log, clock
         self._fights = Fights()
-        self._failed = False
+        #: what could not be set, and why; "" is the look itself
+        self._failures: dict[str, str] = {}
+        self._tries = 0
         self._stood: tuple[int, int] | None = None
         self._settings: list[Setting] = []
 
@@ -156,7 +162,11 @@ class Link:
 
     def concerned(self, events: Iterable[Event]) -> list[Event]:
         """The events that can have changed a kept setting."""
-        devices = {_device(one) for one in self.settings()}
+        kept = self.settings()
+        # A NIC may be named by an alternative name; events have the other one.
+        observer = Observer(self.system, tolerant=True)
+        devices = {_device(one.name) for one in kept}
+        devices |= {_device(observer.kind(one.kind).canonical(one.name)) for one in kept}
         return [
             event
             for event in events
@@ -167,25 +177,33 @@ class Link:
 
     def wakes(self) -> tuple[float | None, Event]:
         """Seconds after which to look without an event, and why."""
-        if self._failed:
+        if self._failures and self._tries < TRIES:
             return AGAIN_SECONDS, AGAIN
         return self._fights.wakes(self._clock()), REST_ENDED
 
     def look(self, events: Sequence[Event]) -> None:
         """Sets what differs. The lock is taken only for that: what is right needs none."""
-        self._failed = False
+        self._tries = self._tries + 1 if list(events) == [AGAIN] else 0
         holder = f"hosttune-link, process {os.getpid()}"
         try:
-            if not self._wrong(self.settings()):
-                return
-            with lock.hold(self.system.path(lock.PATH), holder, LOCK_WAIT_SECONDS):
-                # What a run did meanwhile counts. NICs come first: they may make their interrupts anew.
-                for kind in kinds.ORDER:
-                    mine = [one for one in self.settings() if one.kind == kind]
-                    self._set(kind, self._wrong(mine, count=True), events)
+            if self._wrong(self.settings()):
+                with lock.hold(self.system.path(lock.PATH), holder, LOCK_WAIT_SECONDS):
+                    # What a run did meanwhile counts. NICs come first: they may make their interrupts anew.
+                    for kind in kinds.ORDER:
+                        mine = [one for one in self.settings() if one.kind == kind]
+                        self._set(kind, self._wrong(mine, count=True), events)
+            else:
+                self._failures.clear()
+            self._failures.pop("", None)
         except (Refusal, OSError) as error:
-            self._failed = True
-            self._log(WARNING, f"nothing was set after {_after(events)}: {error}")
+            self._fail("", f"nothing was set: {error}", events)
+
+    def _fail(self, what: str, why: str, events: Sequence[Event]) -> None:
+        """Notes what could not be done; says it where it is news."""
+        if self._failures.get(what) != why:
+            said = f"{what}: {why}" if what else why
+            self._log(WARNING, f"{said} (after: {_after(events)})")
+        self._failures[what] = why
 
     def _wrong(self, settings: Sequence[Setting], count: bool = False) -> list[Judged]:
         """Settings whose live value differs, without those that are waived, clamped or left alone.
@@ -246,18 +264,21 @@ class Link:
         again = {one.setting.name: one for one in self._wrong([one.setting for one in wrong])}
         for one in wrong:
             name, was, wanted = one.setting.name, one.planes.live, one.setting.value
-            why = failed.get(name, "")
-            if not why and name in again:
-                why = f"it was written and reads {again[name].planes.live}"
-            said = f"{was} could not be set to {wanted}: {why}" if why else f"{was} -> {wanted}"
-            self._log(WARNING if why else NOTICE, f"{one.setting}: {said} (after: {_after(events)})")
-            self._failed = self._failed or bool(why)
+            if name in failed:
+                self._fights.refused(one.setting.key)
+                self._fail(str(one.setting), f"{was} could not be set to {wanted}: {failed[name]}", events)
+            elif name in again:
+                now = again[name].planes.live
+                self._fail(str(one.setting), f"was set to {wanted} and reads {now} at once", events)
+            else:
+                self._failures.pop(str(one.setting), None)
+                self._log(NOTICE, f"{one.setting}: {was} -> {wanted} (after: {_after(events)})")
 
 
-def _device(setting: Setting) -> str:
-    """The device whose events can change a setting."""
-    of_queue = _QUEUE_FILE.match(setting.name)
-    return of_queue.group(1) if of_queue else setting.name.partition("/")[0]
+def _device(name: str) -> str:
+    """The device whose events can change a setting of this name."""
+    of_queue = _QUEUE_FILE.match(name)
+    return of_queue.group(1) if of_queue else name.partition("/")[0]
 
 
 def _after(events: Sequence[Event]) -> str:

@@ -20,7 +20,7 @@ _MODULE_UTILS = f"{_PROJECT}/module_utils"
 if _MODULE_UTILS not in sys.path:
     sys.path.insert(0, _MODULE_UTILS)
 
-from hosttune import asking, cpulist, cpuplan, origin, sizing  # noqa: E402 - after the path is set
+from hosttune import asking, cpulist, cpuplan, irqs, origin, sizing  # noqa: E402 - after the path is set
 from hosttune.model import Refusal  # noqa: E402
 
 DOCUMENTATION = r"""
@@ -28,7 +28,8 @@ name: hosttune
 short_description: Plans and sizes, computed on the controller
 description:
   - >-
-    V(topology | cpu_plan(request)) plans a machine, V(topology | cpu_plan_picture(plan)) draws the plan.
+    V(topology | cpu_plan(request)) plans a machine, V(topology | cpu_plan_picture(plan)) draws the plan,
+    V(topology | interrupts_spread(plan, nics)) puts the queues of its NICs on the CPUs for interrupts.
   - >-
     V(topology | memory_budget(...)) divides a host's memory; it takes the fact host_topology or a number of
     bytes, and the options host_memory_limit, system, orchestrator, redis and huge_pages_of_others.
@@ -67,6 +68,14 @@ def cpu_plan(topology: Mapping[str, Any], request: Mapping[str, Any] | None = No
 def cpu_plan_picture(topology: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
     """A plan drawn as text, to print by lines."""
     return cpuplan.picture(topology, plan)
+
+
+@_told
+def interrupts_spread(
+    topology: Mapping[str, Any], plan: Mapping[str, Any], nics: list[str] | None = None
+) -> dict[str, str]:
+    """{DEVICE/QUEUE: CPU list} for the interrupts of a planned machine's NICs, of all where none is named."""
+    return irqs.spread(topology, plan, nics or ())
 
 
 @_told
@@ -188,6 +197,7 @@ class FilterModule:
         return {
             "cpu_plan": cpu_plan,
             "cpu_plan_picture": cpu_plan_picture,
+            "interrupts_spread": interrupts_spread,
             "memory_budget": memory_budget,
             "origins": origins,
             "postgres_sizing": postgres_sizing,

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from hosttune import cpulist, irqs, topology
-from hypothesis import given
+from hosttune.model import Refusal
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from irq_host import link, machine, pci, put
 
@@ -93,6 +94,7 @@ _FORMS = st.sampled_from(
 )
 
 
+@settings(deadline=None)
 @given(nic=_PREFIX, form=_FORMS, number=st.integers(0, 4096))
 def test_whatever_the_nic_is_called_the_number_is_the_queue(nic, form, number):
     """Digits in a NIC's name, a driver's or an address are never taken for it."""
@@ -228,3 +230,58 @@ def test_real_machines_have_as_many_queues_as_vectors(path):
         numbers = sorted(int(queue) for queue in queues - {irqs.OTHER})
         assert numbers == list(range(len(numbers)))
         assert len(others) <= 1
+
+
+# the plan
+
+
+def planned(irq: str = "", housekeeping: str = "0", partitioned: bool = True) -> dict:
+    return {
+        "partitioned": partitioned,
+        "housekeeping": {"cpus": housekeeping, "runs_on": housekeeping},
+        "irq": {"cpus": irq, "runs_on": irq or housekeeping},
+    }
+
+
+def about(*names: str) -> dict:
+    """A topology with these DEVICE/QUEUE; a device in capitals is managed."""
+    pairs = [name.split("/") for name in names]
+    return {
+        "net": [{"name": one, "virtual": False} for one in dict.fromkeys(device for device, _queue in pairs)]
+        + [{"name": "veth0", "virtual": True}],
+        "irqs": [
+            {"device": device, "queue": queue, "managed": device.isupper()}
+            for device, queue in [*pairs, ("nvme0", "1")]
+        ],
+    }
+
+
+@settings(deadline=None)
+@given(
+    queues=st.lists(st.integers(0, 300), unique=True, min_size=1, max_size=40),
+    cpus=st.sets(st.integers(1, 300), min_size=1, max_size=20),
+)
+def test_queues_go_round_the_cpus_for_interrupts(queues, cpus):
+    topology_of = about("ens4/other", *(f"ens4/{queue}" for queue in queues))
+    found = irqs.spread(topology_of, planned(cpulist.format(cpus)))
+    assert found.pop("default") == found.pop("ens4/other") == "0"
+    assert set(found) == {f"ens4/{queue}" for queue in queues}
+    in_order = sorted(cpus)
+    assert all(found[f"ens4/{queue}"] == str(in_order[queue % len(cpus)]) for queue in queues)
+    # As even as can be, where queues are numbered without a gap.
+    full = irqs.spread(about(*(f"ens4/{queue}" for queue in range(40))), planned(cpulist.format(cpus)))
+    used = [sum(value == str(cpu) for name, value in full.items() if name != "default") for cpu in cpus]
+    assert max(used) - min(used) <= 1
+
+
+def test_which_nics_are_placed():
+    topology_of = about("ens4/0", "ens5/0", "ENS6/0")
+    assert set(irqs.spread(topology_of, planned("2-3"))) == {"default", "ens4/0", "ens5/0"}
+    assert set(irqs.spread(topology_of, planned("2-3"), ["ens5"])) == {"default", "ens5/0"}
+    assert irqs.spread(topology_of, planned(partitioned=False)) == {}
+    with pytest.raises(Refusal, match=r"no NIC ens7\. Its NICs are ens4, ens5, ENS6"):
+        irqs.spread(topology_of, planned("2-3"), ["ens7"])
+
+
+def test_interrupts_without_cpus_of_their_own_share_those_of_housekeeping():
+    assert irqs.spread(about("ens4/5"), planned(housekeeping="0,8")) == {"default": "0,8", "ens4/5": "8"}

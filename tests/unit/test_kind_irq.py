@@ -7,7 +7,7 @@ from fake_host import as_root
 from hosttune import cpulist, drift, irqs
 from hosttune.kinds.irq import MANAGED, IrqKind, _apart, _together
 from hosttune.model import Change, Refusal, Setting
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from irq_host import UNIT, IrqHost
 
@@ -68,6 +68,7 @@ def test_names_that_are_right(host):
 CPUS = st.sets(st.integers(0, 200), min_size=1, max_size=12)
 
 
+@settings(deadline=None)
 @given(CPUS, st.randoms())
 def test_lists_are_equal_as_sets(tmp_path_factory, cpus, random):
     kind = IrqKind(IrqHost.at(tmp_path_factory.getbasetemp()))
@@ -107,6 +108,7 @@ def test_interrupts_that_differ_are_each_named(host):
     assert (host.cpus(25), host.cpus(26)) == ("0-3", "1")
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(["0", "1-2", "0-3"]), min_size=1, max_size=5))
 def test_what_is_told_apart_is_put_together_again(lists):
     """Also where two interrupts have one name (virtio-scsi's request queues)."""

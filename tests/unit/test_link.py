@@ -172,18 +172,41 @@ def test_links_that_flap_slowly_are_no_fight(host, keeper, said, clock):
     assert [level for level, _text in said] == [5] * 30
 
 
-def test_what_could_not_be_set_is_said_and_tried_a_few_times(host, keeper, said, clock):
+def rest_of(keeper, clock):
+    """Has it try again as often as it wants to; how often that is."""
+    tries = 0
+    while keeper.wakes()[1] is link.AGAIN:
+        clock.now += keeper.wakes()[0]
+        keeper.look([link.AGAIN])
+        tries += 1
+    return tries
+
+
+def test_what_could_not_be_set_is_said_once_and_tried_a_few_times(host, keeper, said, clock):
     host.played["refuses"] = (25,)
     move(host, 25)
     keeper.look(UP)
-    assert said[0][0] == 4
+    assert rest_of(keeper, clock) == link.TRIES
+    assert [level for level, _text in said] == [4]
     assert "the kernel manages this IRQ itself" in said[0][1]
-    for _ in range(20):
-        seconds, why = keeper.wakes()
-        clock.now += min(seconds, 1.0)
-        if why is link.AGAIN:
-            keeper.look([why])
-    assert len(host.live_writes) == link.FIGHT_CORRECTIONS
+    assert len(host.live_writes) == link.TRIES + 1
+    assert keeper.wakes()[0] is None
+
+
+def test_a_cpu_that_is_away_is_no_fight(host, keeper, said, clock):
+    """Its interrupts wait for it, and have it again at once when it is back."""
+    host.put("/sys/devices/system/cpu/online", "0-1,3\n")
+    move(host, 25)
+    move(host, 26)
+    for _ in range(10):
+        keeper.look(UP)
+        rest_of(keeper, clock)
+    assert [level for level, _text in said] == [4]
+    assert "none of these CPUs is online" in said[0][1]
+    host.put("/sys/devices/system/cpu/online", "0-3\n")
+    keeper.look([Event("device", "cpu2", "online")])
+    assert host.cpus(25) == host.cpus(26) == "2"
+    assert said[1] == (5, "irq enp0s3/0: 0-3 -> 2 (after: cpu2 online)")
 
 
 def test_what_is_waived_is_left_alone(host, keeper):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hosttune import link_events
 from hosttune.link_events import Event
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 HERE = Path(__file__).resolve().parent
@@ -47,6 +47,7 @@ def test_all_kinds_of_messages_were_recorded():
     }
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from(sorted(name for name in RECORDED if not name.startswith("uevent"))), st.integers(0, 2000)
 )
@@ -55,6 +56,7 @@ def test_what_is_cut_off_is_no_event(name, length):
     assert parsed(name, data[:length]) == (parsed(name, data) if length >= len(data) else [])
 
 
+@settings(deadline=None)
 @given(st.sampled_from(sorted(RECORDED)), st.data())
 def test_bytes_that_changed_are_no_fault(name, data):
     changed = bytearray(RECORDED[name])

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .. import cpulist, irqs, keeper
-from ..model import Change, FileImage, Planes, Refusal, Setting
+from ..model import Call, Change, FileImage, Planes, Refusal, Setting
 from ..system import KERNEL_SHARED, System
 from .base import Kind, did_you_mean
 
@@ -167,6 +167,11 @@ class IrqKind(Kind):
 
     def managed_file(self, owner: str, name: str) -> str:
         return keeper.FILE
+
+    def foretell(self, setting: Setting, planes: Planes, call: Call) -> Planes:
+        then = super().foretell(setting, planes, call)
+        then.where = ""  # the role that asks for such settings brings the unit
+        return then
 
     def render(self, owner: str, settings: Sequence[Setting]) -> dict[str, FileImage]:
         return {}
