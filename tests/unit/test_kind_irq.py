@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from fake_host import as_root
-from hosttune import cpulist, drift, irqs
+from hosttune import conflicts, cpulist, drift, irqs
 from hosttune.kinds.irq import MANAGED, IrqKind, _apart, _together
 from hosttune.model import Change, Refusal, Setting
 from hypothesis import given, settings
@@ -216,3 +216,23 @@ def test_the_default_for_interrupts_made_later(host):
     assert host.text("/proc/irq/default_smp_affinity") == "3\n"
     host.apply({}, present=False)
     assert host.text("/proc/irq/default_smp_affinity") == "f\n"
+
+
+@pytest.mark.parametrize(
+    ("isolated", "boot", "says"),
+    [
+        ("", {}, []),
+        ("2-3", {}, ["enp0s3/0 = 2", "enp0s3/1 = 3", "ens4/0 = 2-3"]),
+        ("", {"isolcpus": "managed_irq,domain,3"}, ["enp0s3/1 = 3", "ens4/0 = 2-3"]),
+        ("", {"nohz_full": "3"}, ["enp0s3/1 = 3", "ens4/0 = 2-3"]),
+        ("", {"isolcpus": "1-N"}, []),
+    ],
+)
+def test_interrupts_on_isolated_cpus_are_said(host, isolated, boot, says):
+    host.put("/sys/devices/system/cpu/isolated", f"{isolated}\n")
+    wanted = [wish(name, value) for name, value in ASKED["interrupts"]["irq"].items()]
+    wanted += [Setting("cpu", "boot", name, value) for name, value in boot.items()]
+    told = conflicts.check(wanted, host)
+    assert [one.partition(" has interrupts fire on isolated CPUs")[0] for one in told] == [
+        f"irq {one}" for one in says
+    ]
