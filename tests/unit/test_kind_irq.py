@@ -181,8 +181,10 @@ def test_apply_again_and_undo(host):
 
 def test_what_is_right_is_not_written(host):
     host.put("/proc/irq/25/smp_affinity_list", "2\n")
-    host.apply({"interrupts": {"irq": {"enp0s3/0": "2"}}}, disruption_allowed="moves")
+    asked = {"interrupts": {"irq": {"enp0s3/0": "2"}}}
+    host.apply(asked, disruption_allowed="moves")
     assert host.live_writes == ["/proc/irq/26/smp_affinity_list"]
+    assert [one.disruption for one in host.apply(asked).settings] == ["silent"]
 
 
 def test_moving_waits_for_its_switch(host):

@@ -96,6 +96,10 @@ class IrqKind(Kind):
         except ValueError:
             return wanted == found
 
+    def disruption_of(self, name: str, wanted: str, planes: Planes) -> str:
+        moves = planes.has_live and planes.live is not None and not self.same(name, wanted, planes.live)
+        return self.disruption if moves else "silent"
+
     # the machine
 
     def _devices(self) -> list[str]:
