@@ -69,6 +69,12 @@ options:
         else by C(hosttune-link.service) from the manifest. Rings, channels, flow control, the MTU and most
         features reset the interface: see O(disruption_allowed)."
     type: dict
+  irq:
+    description:
+      - "CPU lists by DEVICE/QUEUE, such as C(ens4/0: 2-3): the CPUs on which the queue's interrupts fire.
+        QUEUE is the number in the IRQ's name, or C(other) for the device's IRQs of no queue."
+      - C(default) is what IRQs get that are made later (C(/proc/irq/default_smp_affinity)).
+    type: dict
   mount:
     description: Mount options by mount point, as a comma-separated list of those that must be in force.
     type: dict

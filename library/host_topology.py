@@ -85,6 +85,12 @@ ansible_facts:
           description: Whole disks with C(class) (nvme, ssd, rotational or virtio), pci, numa_node and queue.
           type: list
           elements: dict
+        irqs:
+          description:
+            - IRQs of devices with irq, device (the NIC's name, nvme0, or a PCI address), queue (a number or
+              V(other)), action, cpus, effective and managed (the kernel chooses the CPUs itself).
+          type: list
+          elements: dict
         memory_limit_bytes:
           description: What sizing may count on, the least of MemTotal and every cgroup memory limit above.
           type: int

@@ -1,9 +1,10 @@
-"""Builds hosttune-drift: one file that runs on a managed host with nothing but its Python.
+"""Builds a command: one file that runs on a managed host with nothing but its Python.
 
-usage: build_zipapp.py TARGET
+usage: build_zipapp.py TARGET [MODULE]
 
-Holds what `hosttune.cli` imports and no more, so the engine that writes settings is not in it. The same
-sources give the same bytes, on whichever controller it is built.
+Holds what the module imports and no more: `cli` makes hosttune-drift, so the engine that writes settings is
+not in it, `link` makes hosttune-link. The same sources give the same bytes, on whichever controller it is
+built.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 
 SOURCES = Path(__file__).resolve().parent.parent / "module_utils" / "hosttune"
 SHEBANG = b"#!/usr/bin/python3 -IS\n"
-MAIN = b"import sys\n\nfrom hosttune.cli import main\n\nsys.exit(main())\n"
+MAIN = "import sys\n\nfrom hosttune.{} import main\n\nsys.exit(main())\n"
 #: The oldest instant a ZIP file can state.
 EPOCH = (1980, 1, 1, 0, 0, 0)
 
@@ -56,12 +57,12 @@ def closure(start: str) -> list[Path]:
     return sorted(source(module) for module in found)
 
 
-def build(target: Path) -> bool:
+def build(target: Path, module: str) -> bool:
     """Replaces `target` if its bytes differ; says whether they did."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     target.parent.mkdir(parents=True, exist_ok=True)
-    contents = {"__main__.py": MAIN}
-    for path in closure("cli"):
+    contents = {"__main__.py": MAIN.format(module).encode()}
+    for path in closure(module):
         contents[f"hosttune/{path.relative_to(SOURCES)}"] = path.read_bytes()
     with temporary.open("wb") as stream:
         stream.write(SHEBANG)
@@ -84,8 +85,9 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("target", type=Path)
-    target = parser.parse_args().target
-    print("built" if build(target) else "unchanged", target)
+    parser.add_argument("module", nargs="?", default="cli", choices=("cli", "link"))
+    asked = parser.parse_args()
+    print("built" if build(asked.target, asked.module) else "unchanged", asked.target)
     return 0
 
 

@@ -17,14 +17,12 @@ EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 def compiled(source: bytes, name: str, folder: str) -> bytes:
-    """The content of a .pyc that is taken without a look at its source."""
+    """The content of a .pyc that is taken without a look at its source; `name` stands in tracebacks."""
     path = os.path.join(folder, "source.py")
     with open(path, "wb") as stream:
         stream.write(source)
     unchecked = py_compile.PycInvalidationMode.UNCHECKED_HASH
-    py_compile.compile(
-        path, f"{path}c", dfile=f"hosttune-drift/{name}", doraise=True, invalidation_mode=unchecked
-    )
+    py_compile.compile(path, f"{path}c", dfile=name, doraise=True, invalidation_mode=unchecked)
     with open(f"{path}c", "rb") as stream:
         return stream.read()
 
@@ -59,7 +57,7 @@ def build(source: str, target: str) -> bool:
     packed.write(shebang)
     with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(packed, "a", zipfile.ZIP_STORED) as new:
         for filename, content in sources.items():
-            byte_code = compiled(content, filename, folder)
+            byte_code = compiled(content, f"{os.path.basename(target)}/{filename}", folder)
             for name, data in ((f"{filename}c", byte_code), (filename, content)):
                 about = zipfile.ZipInfo(name, EPOCH)
                 about.external_attr = 0o644 << 16

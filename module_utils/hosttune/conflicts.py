@@ -5,9 +5,11 @@ What cannot be had together is a Refusal that names both sides; what can, and se
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Callable
 
+from . import cpulist
 from .kinds.sysctl import ZEROING_PAIRS, dotted
 from .model import Refusal, Setting
 from .system import System
@@ -47,7 +49,12 @@ def check(
     _open_files(settings, asked, system)
     _soft_above_hard(settings)
     _strict_overcommit(settings, asked, system)
-    return [*_backlogs(settings, asked, system), *_redis_clients(settings), *_tasks(settings, asked, system)]
+    return [
+        *_backlogs(settings, asked, system),
+        *_redis_clients(settings),
+        *_tasks(settings, asked, system),
+        *_interrupts(settings, asked, system),
+    ]
 
 
 def _by_key(
@@ -251,4 +258,29 @@ def _tasks(
                 yield (
                     f"{setting} is {setting.value}, above kernel.{name} = {ceiling}, which the whole host "
                     "shares. Raise that one, or ask for less"
+                )
+
+
+def _interrupts(
+    settings: Sequence[Setting], asked: Mapping[tuple[str, str], Setting], system: System
+) -> Iterator[str]:
+    """Interrupts on CPUs that are isolated now, or will be from the next boot on."""
+    texts = [asked[key].value for key in (("boot", "isolcpus"), ("boot", "nohz_full")) if key in asked]
+    with contextlib.suppress(OSError):  # a kernel without isolation
+        texts.append(system.read_value("/sys/devices/system/cpu/isolated"))
+    isolated: set[int] = set()
+    for text in texts:
+        # isolcpus=managed_irq,domain,2-7 begins with what it isolates from.
+        numbers = ",".join(part for part in text.split(",") if part[:1].isdigit())
+        try:
+            isolated |= cpulist.parse(numbers)
+        except ValueError:
+            continue  # 2-N: only the kernel knows
+    for setting in settings:
+        if setting.kind == "irq":
+            disturbed = cpulist.parse(setting.value) & isolated
+            if disturbed:
+                yield (
+                    f"{setting} = {setting.value} has interrupts fire on isolated CPUs "
+                    f"({cpulist.format(disturbed)}). Give it CPUs for interrupts or housekeeping"
                 )

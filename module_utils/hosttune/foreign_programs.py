@@ -535,6 +535,22 @@ def held(ledger: Ledger, kind: str, name: str) -> bool:
     return entry is not None and entry["owner"] == OWNER
 
 
+def running(system: System, setting: Setting) -> list[str]:
+    """The units of known programs that run now and set this setting however they are configured."""
+    units = [
+        unit
+        for program in PROGRAMS
+        if any(setting.kind == kind and _fits(setting, pattern) for kind, pattern in program.claims)
+        for unit in program.units
+        if fragment(system, unit)
+    ]
+    try:
+        shown = Systemd(system).show(units, ("ActiveState",))
+    except OSError:
+        return []
+    return [unit for unit in units if shown[unit]["ActiveState"] in _RUNNING]
+
+
 def written(
     observer: Observer, path: str, content: str, finding: Finding, about: os.stat_result | None = None
 ) -> Setting:

@@ -29,6 +29,8 @@ and None stands for what the machine does not say. Its keys:
     block[]                    {name, class, rotational, removable, pci, numa_node, sectors, queue};
                                `class` is nvme, ssd, rotational or virtio; loop, ram, zram, dm, md, sr and
                                fd are left out
+    irqs[]                     {irq, device, queue, action, cpus, effective, managed}, see `irqs`; those of no
+                               device (timer, serial port) are left out
     cpufreq_driver, cpuidle_driver
     fingerprint                see `fingerprint`
 
@@ -46,7 +48,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from . import cpulist, timestamping
+from . import cpulist, irqs, timestamping
 
 Topology = dict[str, Any]
 
@@ -552,6 +554,7 @@ def read(root: str = "/") -> Topology:
     topology = _read_core(base)
     cpu = base / "sys/devices/system/cpu"
     topology.update(_read_pci(base))
+    topology["irqs"] = [one.as_dict() for one in irqs.read(str(base)) if one.device]
     topology["cpufreq_driver"] = _cpufreq_driver(cpu)
     topology["cpuidle_driver"] = _text(cpu / "cpuidle/current_driver")
     topology["fingerprint"] = fingerprint(topology)

@@ -27,6 +27,7 @@ from hosttune import (  # noqa: E402 - after the path is set
     cpuplan,
     dangers,
     hardware,
+    irqs,
     origin,
     sizing,
 )
@@ -38,6 +39,7 @@ short_description: Plans and sizes, computed on the controller
 description:
   - >-
     V(topology | cpu_plan(request)) plans a machine, V(topology | cpu_plan_picture(plan)) draws the plan;
+    V(topology | interrupts_spread(plan, nics)) puts the queues of its NICs on the CPUs for interrupts;
     V(topology | numa_bind_refusals(plan, memory, services)) says whose memory does not fit its node.
   - >-
     V(topology | hardware_aspects) is what is compared of a host; V(hosts | unequal_hardware) says which hosts
@@ -104,6 +106,14 @@ def numa_bind_refusals(
 ) -> list[str]:
     """Why services of a plan cannot be bound to their nodes, by what settings_memory gives them."""
     return sizing.numa_bind(topology, plan, {service: memory[service]["bytes"] for service in services})
+
+
+@_told
+def interrupts_spread(
+    topology: Mapping[str, Any], plan: Mapping[str, Any], nics: list[str] | None = None
+) -> dict[str, str]:
+    """{DEVICE/QUEUE: CPU list} for the interrupts of a planned machine's NICs, of all where none is named."""
+    return irqs.spread(topology, plan, nics or ())
 
 
 @_told
@@ -239,6 +249,7 @@ class FilterModule:
             "cpu_plan": cpu_plan,
             "cpu_plan_picture": cpu_plan_picture,
             "hardware_aspects": hardware_aspects,
+            "interrupts_spread": interrupts_spread,
             "memory_budget": memory_budget,
             "numa_bind_refusals": numa_bind_refusals,
             "origins": origins,

@@ -19,6 +19,7 @@ ORDER = (
     "sysfs",
     "block",
     "nic",
+    "irq",
     "mount",
     "limit",
     "file",
@@ -59,6 +60,10 @@ def load(name: str, system: System) -> Kind:
         from .nic import NicKind
 
         return NicKind(system)
+    if name == "irq":
+        from .irq import IrqKind
+
+        return IrqKind(system)
     if name == "mount":
         from .mount import MountKind
 
