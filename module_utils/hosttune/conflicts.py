@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Callable
 
+from . import isolation
 from .kinds.sysctl import ZEROING_PAIRS, dotted
 from .model import Refusal, Setting
 from .system import System
@@ -47,7 +48,12 @@ def check(
     _soft_above_hard(settings)
     _strict_overcommit(settings, asked, system)
     _huge_pages(settings)
-    return [*_backlogs(settings, asked, system), *_redis_clients(settings), *_tasks(settings, asked, system)]
+    return [
+        *isolation.check(settings, system),
+        *_backlogs(settings, asked, system),
+        *_redis_clients(settings),
+        *_tasks(settings, asked, system),
+    ]
 
 
 def _by_key(
