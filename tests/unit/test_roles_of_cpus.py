@@ -34,7 +34,7 @@ def loader():
 
 
 def resolve(loader, machine, **variables):
-    """role -> kind -> name -> {value, note} of the three roles on a machine (the fact host_topology)."""
+    """role -> kind -> name -> {value, note} of the roles that place things on a machine (host_topology)."""
     online = [cpu["id"] for cpu in machine["cpus"] if cpu["online"]]
     fact = {"usable_cpus": cpulist.format(online), "fingerprint": "x", "container": False, **machine}
     fact.setdefault("memory_limit_bytes", machine["mem_total_kib"] * 1024)
@@ -47,18 +47,28 @@ def resolve(loader, machine, **variables):
         "settings_roles": ROLES,
         **variables,
     }
-    return settings_doc.resolve(everything, loader)
+    templar = settings_doc.Templar(loader, variables=everything)
+    found = {}
+    for role in ("numa", "hugepages", "isolation", "power"):
+        declared, notes = (templar.template(everything[f"{role}_{what}"]) for what in ("settings", "notes"))
+        found[role] = {
+            kind: {
+                name: {"value": value, "note": dict(notes.get(kind, {}).get(name, {}))}
+                for name, value in names.items()
+            }
+            for kind, names in declared.items()
+        }
+    found["postgres"] = templar.template(everything["postgres_wanted"])
+    return found
 
 
 def settings_of(declared, *roles):
-    found = []
-    for role in roles:
-        for kind, names in declared[role].items():
-            if kind == "file":
-                continue
-            for name, one in names.items():
-                found.append(Setting(role, kind, name, one["value"], notes=one["note"]))
-    return found
+    return [
+        Setting(role, kind, name, one["value"], notes=one["note"])
+        for role in roles
+        for kind, names in declared[role].items()
+        for name, one in names.items()
+    ]
 
 
 def with_memory(machine):
@@ -98,6 +108,10 @@ def test_low_latency_is_what_the_engine_takes(loader, path, tmp_path):
     assert declared["isolation"]["manager"]["CPUAffinity"]["value"] == plan["housekeeping"]["cpus"]
     for one in declared["isolation"]["sysfs"].values():
         assert cpulist.from_mask(one["value"]) == cpulist.parse(plan["housekeeping"]["cpus"])
+    for role in ("hugepages", "isolation", "power"):
+        for kind, names in declared[role].items():
+            for name, one in names.items():
+                assert {"why", "risk", "source"} <= set(one["note"]), (role, kind, name)
     # The engine, on that machine.
     build(tmp_path, machine)
     (tmp_path / "boot").mkdir()
@@ -112,7 +126,7 @@ def test_low_latency_is_what_the_engine_takes(loader, path, tmp_path):
     kinds.load("boot", system).check([one for one in wanted if one.kind == "boot"], {})
     # What is reserved fits each node, and is what the formula says.
     pools = {name: int(one["value"]) for name, one in declared["hugepages"]["hugepages"].items()}
-    values = {name.rpartition("/")[2]: one["value"] for name, one in declared["postgres"]["postgres"].items()}
+    values = declared["postgres"]
     assert sum(pools.values()) == sizing.huge_pages(values["shared_buffers"], int(values["max_connections"]))
     memory = {node["id"]: node["mem_kib"] for node in machine["nodes"]} or {0: machine["mem_total_kib"]}
     for name, count in pools.items():
