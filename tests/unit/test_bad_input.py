@@ -100,7 +100,7 @@ def of(kind: str, *rows: tuple[Any, ...]) -> list[Case]:
 #: A name of each kind and a value that it takes.
 GOOD: dict[str, tuple[str, Any]] = {
     "module": ("tcp_bbr", "loaded"),
-    "boot": ("isolcpus", "2-3"),
+    "boot": ("skew_tick", "1"),
     "sysctl": ("vm.swappiness", "10"),
     "sysfs": ("kernel/mm/transparent_hugepage/enabled", "never"),
     "hugepages": ("0/2048kB", "8"),
