@@ -54,6 +54,11 @@ options:
   sysfs:
     description: Values of files below /sys by path.
     type: dict
+  hugepages:
+    description:
+      - Persistent huge pages by NODE/SIZE, such as C(0/2048kB), as a count of pages.
+      - Pages of 1 GiB come with the next boot, those of other sizes at once.
+    type: dict
   block:
     description: Disk queue attributes by DEVICE_OR_CLASS/ATTR; classes are nvme, ssd, rotational and virtio.
     type: dict

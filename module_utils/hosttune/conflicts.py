@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Callable
 
-from . import cpulist
+from . import cpulist, isolation
 from .kinds.sysctl import ZEROING_PAIRS, dotted
 from .model import Refusal, Setting
 from .system import System
@@ -49,7 +49,9 @@ def check(
     _open_files(settings, asked, system)
     _soft_above_hard(settings)
     _strict_overcommit(settings, asked, system)
+    _huge_pages(settings)
     return [
+        *isolation.check(settings, system),
         *_backlogs(settings, asked, system),
         *_redis_clients(settings),
         *_tasks(settings, asked, system),
@@ -199,6 +201,23 @@ def _strict_overcommit(
             thing=str(setting),
             remedy="Raise vm.overcommit_ratio, add swap, or ask for 0",
         )
+
+
+def _huge_pages(settings: Sequence[Setting]) -> None:
+    """One pool, set a node at a time and by its total: whichever is written last takes the other back."""
+    pool = next((one for one in settings if one.kind == "hugepages"), None)
+    if pool is None:
+        return
+    for setting in settings:
+        leaf = dotted(setting.name) if setting.kind == "sysctl" else setting.name.rsplit("/", 1)[-1]
+        if (setting.kind == "sysctl" and leaf in ("vm.nr_hugepages", "vm.nr_hugepages_mempolicy")) or (
+            setting.kind == "sysfs" and leaf.startswith("nr_hugepages")
+        ):
+            raise Refusal(
+                f"sets the pools ({setting.owner}) that {pool} ({pool.owner}) sets by node",
+                thing=str(setting),
+                remedy="Leave it out: kind hugepages sets each node's pool",
+            )
 
 
 def _of_redis(setting: Setting) -> bool:

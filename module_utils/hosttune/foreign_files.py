@@ -20,7 +20,7 @@ from .model import MANAGED_BY, Definition, FileImage, Planes, Setting
 from .system import Ran, System
 
 #: Kinds whose definitions stand one a line in files that anybody may add to.
-KINDS = ("module", "sysctl", "sysfs", "block", "limit", "manager", "unit")
+KINDS = ("module", "sysctl", "sysfs", "hugepages", "block", "limit", "manager", "unit")
 MARK = "# hosttune took over: "
 _COPY = f"# {MANAGED_BY}: a copy that masks "
 _FOLDERS = ("/run/", "/usr/local/lib/", "/usr/lib/", "/lib/")

@@ -558,6 +558,46 @@ def huge_pages(shared_buffers: Size, max_connections: int, page_bytes: int = 2 *
     return pages + 20 + math.ceil(0.04 * max_connections)
 
 
+#: Of a node's memory, the most that one server's huge pages take: its backends and the rest need some too.
+HUGE_PERCENT = 60
+
+
+def huge_pages_by_node(
+    pages: int, page_bytes: int, nodes: Sequence[Mapping[str, Any]], node: int | None = None
+) -> dict[int, int]:
+    """Where huge pages lie: {node: count}, of the nodes that get some.
+
+    `nodes` are those of host_topology. On `node` (nearest first where that has no memory or too little), or,
+    where it is None, on all nodes alike. Raises Refusal, with the arithmetic, where they fit nowhere.
+    """
+    room = {one["id"]: one["mem_kib"] * KIB * HUGE_PERCENT // 100 // page_bytes for one in nodes}
+    found: dict[int, int] = {}
+    left = pages
+    if node is not None:
+        home = next((one for one in nodes if one["id"] == node), None)
+        if home is None:
+            known = ", ".join(str(one["id"]) for one in nodes)
+            raise Refusal(f"there is no node {node}", thing="huge pages", remedy=f"Nodes are {known}")
+        far = {one["id"]: home["distances"][at : at + 1] for at, one in enumerate(nodes)}
+        for one in sorted(room, key=lambda one: (one != node, far[one], one)):
+            found[one] = min(room[one], left)
+            left -= found[one]
+    else:
+        # The smallest first: what one cannot take is shared by those after it.
+        order = sorted(room, key=lambda one: (room[one], one))
+        for at, one in enumerate(order):
+            found[one] = min(room[one], left // (len(order) - at))
+            left -= found[one]
+    if left:
+        raise Refusal(
+            f"{pages} of {text_size(page_bytes)} are {text_size(pages * page_bytes)}, and {HUGE_PERCENT} % "
+            f"of each node's memory are {text_size(sum(room.values()) * page_bytes)}",
+            thing="no memory for the huge pages",
+            remedy="Lower shared_buffers",
+        )
+    return {one: count for one, count in sorted(found.items()) if count}
+
+
 # --- Redis ---------------------------------------------------------------------------------------------
 
 

@@ -55,6 +55,9 @@ description:
   - >-
     V(bytes | postgres_sizing(cpus=4, disk_class='nvme', connections=100, ...)) and
     V(bytes | redis_sizing(persistence='aof', ...)) give a value, formula and reason by name.
+  - >-
+    V(shared_buffers | postgres_huge_pages(max_connections, '2048kB')) counts huge pages and
+    V(topology | huge_pages_by_node(pages, '2048kB', node)) places them; V('0-2' | cpu_numbers) is [0, 1, 2].
 """
 
 
@@ -132,6 +135,28 @@ def postgres_sizing(total: Mapping[str, Any] | int | str, **options: Any) -> siz
         options.setdefault("cpus", len(cpulist.parse(str(total.get("usable_cpus") or ""))) or None)
     options.setdefault("cpus", None)
     return sizing.postgres(_memory(total), **options)
+
+
+@_told
+def postgres_huge_pages(shared_buffers: int | str, connections: int | str, page_size: int | str) -> int:
+    """The huge pages that PostgreSQL's shared memory takes, never fewer than it counts itself."""
+    return sizing.huge_pages(shared_buffers, int(connections), sizing.parse_size(page_size, "page size"))
+
+
+@_told
+def huge_pages_by_node(
+    topology: Mapping[str, Any], pages: int | str, page_size: int | str, node: int | None = None
+) -> dict[int, int]:
+    """Pages by node: on `node` and what does not fit there on the nearest, or (None) on all alike."""
+    page_bytes = sizing.parse_size(page_size, "page size")
+    nodes = topology["nodes"] or [{"id": 0, "mem_kib": topology["mem_total_kib"], "distances": [10]}]
+    return sizing.huge_pages_by_node(int(pages), page_bytes, nodes, node)
+
+
+@_told
+def cpu_numbers(cpus: str) -> list[int]:
+    """The CPUs of a kernel list one by one."""
+    return sorted(cpulist.parse(cpus))
 
 
 @_told
@@ -246,13 +271,16 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         return {
+            "cpu_numbers": cpu_numbers,
             "cpu_plan": cpu_plan,
             "cpu_plan_picture": cpu_plan_picture,
             "hardware_aspects": hardware_aspects,
             "interrupts_spread": interrupts_spread,
+            "huge_pages_by_node": huge_pages_by_node,
             "memory_budget": memory_budget,
             "numa_bind_refusals": numa_bind_refusals,
             "origins": origins,
+            "postgres_huge_pages": postgres_huge_pages,
             "postgres_sizing": postgres_sizing,
             "redis_sizing": redis_sizing,
             "unequal_hardware": unequal_hardware,

@@ -141,6 +141,36 @@ class Sysfs(Row):
             stream.write("4096\n")
 
 
+class Hugepages(Row):
+    """Files mounted over a node's pool, as over the attribute of sysfs."""
+
+    POOL = "/sys/devices/system/node/node0/hugepages/hugepages-2048kB"
+
+    values = {"0/2048kB": "3"}
+    refused = {"0/2048kB": "many"}
+    folder = "/etc/tmpfiles.d"
+    reads = rf"{POOL}/nr_hugepages\Z"
+    writes_values = every_write = own_kernel = True
+
+    def set_up(self):
+        os.makedirs("/run/htf-pool")
+        for count in ("nr", "surplus"):
+            with open(f"/run/htf-pool/{count}_hugepages", "w") as stream:
+                stream.write("0\n")
+        said_by("mount", "--bind", "/run/htf-pool", self.POOL)
+
+    def tear_down(self):
+        said_by("umount", self.POOL)
+        shutil.rmtree("/run/htf-pool")
+
+    def live(self):
+        return said_by("cat", f"{self.POOL}/nr_hugepages")
+
+    def revert(self):
+        with open("/run/htf-pool/nr_hugepages", "w") as stream:
+            stream.write("0\n")
+
+
 class Mount(Row):
     """A tmpfs of the host's own, which a container may mount again with other options."""
 
@@ -337,6 +367,7 @@ ROWS = {
     "boot": Shared("boot", {"mitigations": "auto"}, ("ls /boot/grub/grub.cfg", "No such file")),
     "sysctl": Sysctl("sysctl"),
     "sysfs": Sysfs("sysfs"),
+    "hugepages": Hugepages("hugepages"),
     "block": Shared("block", {"ssd/read_ahead_kb": "256"}, ("touch /sys/block", "Read-only file system")),
     "mount": Mount("mount"),
     "limit": Limit("limit"),

@@ -49,12 +49,21 @@ class Host(FullHost):
             "/sys/class/watchdog/watchdog0/max_timeout": "60\n",
             "/proc/sys/vm/min_free_kbytes": "67584\n",
             "/proc/sys/kernel/sched_rt_runtime_us": "950000\n",
-            "/proc/meminfo": "MemTotal: 10000000 kB\n",
             "/sys/devices/system/cpu/online": "0-3\n",
             "/proc/interrupts": "     CPU0\n 40:  1  PCI-MSI 0-edge      nvme0q0\n",
             "/proc/irq/40/smp_affinity_list": "0-3\n",
             "/lib/modules/6.1.0-fake/modules.builtin": "kernel/fs/ext4/ext4.ko\n",
             "/lib/modules/6.1.0-fake/modules.alias": "alias tcp-bbr-alias tcp_bbr\n",
+            "/proc/meminfo": "MemTotal: 10000000 kB\nHugepagesize: 2048 kB\n",
+            "/sys/devices/system/node/online": "0-1\n",
+            "/sys/devices/system/node/node0/meminfo": "Node 0 MemTotal: 131072 kB\n",
+            "/sys/devices/system/node/node1/meminfo": "Node 1 MemTotal: 0 kB\n",
+            "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages": "0\n",
+            **{
+                f"/sys/devices/system/node/node{node}/hugepages/hugepages-2048kB/{count}_hugepages": "0\n"
+                for node in (0, 1)
+                for count in ("nr", "surplus")
+            },
             "/usr/lib/systemd/system/worker@.service": "[Service]\nExecStart=/bin/app\n",
         }.items():
             self.put(path, text)
@@ -99,9 +108,10 @@ def of(kind: str, *rows: tuple[Any, ...]) -> list[Case]:
 #: A name of each kind and a value that it takes.
 GOOD: dict[str, tuple[str, Any]] = {
     "module": ("tcp_bbr", "loaded"),
-    "boot": ("isolcpus", "2-3"),
+    "boot": ("skew_tick", "1"),
     "sysctl": ("vm.swappiness", "10"),
     "sysfs": ("kernel/mm/transparent_hugepage/enabled", "never"),
+    "hugepages": ("0/2048kB", "8"),
     "block": ("nvme/scheduler", "none"),
     "nic": ("eth0/features/gro", "off"),
     "irq": ("nvme0/0", "1-2"),
@@ -236,7 +246,7 @@ KINDS = [
             "unknown, one near",
             "kernel/mm/transparent_hugepagee/enabled",
             "never",
-            "Did you mean kernel/mm/transparent_hugepage?",
+            "Did you mean kernel/mm/transparent_hugepage",
         ),
         ("unknown, none near", "zzz/qqq", "1", "this host has no /sys/zzz", "Check the name"),
         ("a folder", "kernel/mm", "1", "is a folder", "transparent_hugepage"),
@@ -252,6 +262,26 @@ KINDS = [
         ("no mask", "class/net/eth0/queues/rx-0/rps_cpus", "xyz", "no CPU mask"),
         ("a mask in 0x", "class/net/eth0/queues/rx-0/rps_cpus", "0xf", "no CPU mask"),
         ("no boolean", "module/kvm/parameters/nx_huge_pages", "maybe", "Y or N"),
+    ),
+    *of(
+        "hugepages",
+        ("no size", "0", "1", "no pool of huge pages", "such as 0/2048kB"),
+        ("no node", "2048kB", "1", "no pool of huge pages"),
+        ("a size without its unit", "0/2048", "1", "no pool of huge pages"),
+        ("a folder's name", "node0/hugepages-2048kB", "1", "no pool of huge pages"),
+        ("a star for all nodes", "*/2048kB", "1", "no pool of huge pages"),
+        ("a node below none", "-1/2048kB", "1", "no pool of huge pages"),
+        ("two dots", "../2048kB", "1", "no pool of huge pages"),
+        ("a missing node", "2/2048kB", "1", "no node 2", "Its nodes are 0, 1"),
+        ("a node without memory", "1/2048kB", "1", "node 1 has no memory", "Name a node that has: 0"),
+        ("a size that the kernel lacks", "0/1G", "1", "no huge pages of 1048576 kB", "0/2048kB"),
+        ("a size with a unit for a count", "0/2048kB", "16MB", "no count of pages", "a whole number"),
+        ("below none", "0/2048kB", "-1", "no count of pages"),
+        ("a part of a page", "0/2048kB", "1.5", "no count of pages"),
+        ("counts by node", "0/2048kB", "0:8,1:8", "no count of pages"),
+        ("digits of another script", "0/2048kB", "\u0661", "no count of pages"),
+        ("more than the node's memory", "0/2048kB", "64", "64 pages of 2048 kB are 128 MiB", "Ask for"),
+        ("more than can be spared", "0/2048kB", "60", "node 0 has 128 MiB: more than 80 % of it"),
     ),
     *of(
         "block",
@@ -510,6 +540,7 @@ SPELLINGS = [
     two(
         "sysfs: two spellings", "sysfs", *(f"{top}{GOOD['sysfs'][0]}" for top in ("", "/sys/")), "is the same"
     ),
+    two("hugepages: two spellings", "hugepages", "0/2048kB", "0/2M", "is the same as", "Name it once"),
     two(
         "postgres: two spellings",
         "postgres",

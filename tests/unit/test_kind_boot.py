@@ -6,7 +6,7 @@ import shlex
 import subprocess
 
 import pytest
-from hosttune import cmdline, engine, grub
+from hosttune import cmdline, engine, grub, isolation
 from hosttune.kinds.boot import BootKind, effective, to_values
 from hosttune.model import Refusal, Setting
 from hosttune.shell_source import Unfollowed
@@ -101,7 +101,9 @@ class Host(System):
 
 
 @pytest.fixture
-def host(tmp_path):
+def host(tmp_path, monkeypatch):
+    # A host of files alone has no CPUs: which ones may be isolated is asked in test_isolation.py.
+    monkeypatch.setattr(isolation, "check", lambda _settings, _system: [])
     return Host(tmp_path)
 
 

@@ -17,6 +17,7 @@ ORDER = (
     "boot",
     "sysctl",
     "sysfs",
+    "hugepages",
     "block",
     "nic",
     "irq",
@@ -52,6 +53,10 @@ def load(name: str, system: System) -> Kind:
         from .sysfs import SysfsKind
 
         return SysfsKind(system)
+    if name == "hugepages":
+        from .hugepages import HugepagesKind
+
+        return HugepagesKind(system)
     if name == "block":
         from .block import BlockKind
 

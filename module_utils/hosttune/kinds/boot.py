@@ -100,7 +100,7 @@ def effective(name: str, words: Sequence[Word], as_list: bool) -> list[str]:
     """The texts of the values of a parameter that count, of all words on a line."""
     mine = [word for word in words if normal(word.name) == normal(name)]
     if normal(name) in ("hugepages", "hugepagesz"):
-        pairs = _page_pairs(words)
+        pairs = page_pairs(words)
         if normal(name) == "hugepagesz":
             return [one_text(size) for size in pairs if size != ""]
         if not mine:
@@ -113,7 +113,7 @@ def effective(name: str, words: Sequence[Word], as_list: bool) -> list[str]:
     return [text for at, text in enumerate(texts) if text not in texts[at + 1 :]]
 
 
-def _page_pairs(words: Sequence[Word]) -> dict[str | None, str | None]:
+def page_pairs(words: Sequence[Word]) -> dict[str | None, str | None]:
     """Pages by size in the order of the line, '' being the default size (mm/hugetlb.c).
 
     `hugepages` counts once after a `hugepagesz`; a size given twice keeps what it got first.

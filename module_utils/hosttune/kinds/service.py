@@ -37,6 +37,8 @@ _VERBS = {
 }
 #: The UnitFileState of a unit that this host does not have.
 ABSENT = "absent"
+#: Starting it takes CPUs off everything that runs there (role isolation).
+TAKES_CPUS = "hosttune-cpuset@"
 _PROPERTIES = ("LoadState", "LoadError", "ActiveState", "UnitFileState", "FragmentPath", "ConditionResult")
 #: A condition on what a host is, as `systemctl status` says of the last try; paths and the like may come yet.
 _BARRED = re.compile(
@@ -139,6 +141,9 @@ class ServiceKind(Kind):
         )
 
     def disruption_of(self, name: str, wanted: str, planes: Planes) -> str:
+        starts = "active" in wanted.split() and _plain(planes.live or "inactive") != "active"
+        if starts and name.startswith(TAKES_CPUS):
+            return "moves"
         stops = "inactive" in wanted.split() and _plain(planes.live or "inactive") != "inactive"
         return "restarts" if stops and name.endswith(".service") else "silent"
 

@@ -48,6 +48,7 @@ CONDITIONAL = (
     ("devices/system/cpu/smt", "the kernel was built without SMT control"),
     ("devices/system/clocksource", "the kernel does not show its clock sources"),
     ("devices/system/machinecheck", "the kernel was built without machine checks"),
+    ("firmware/acpi/platform_profile", "the firmware offers no platform profile"),
 )
 _CPU_CONDITIONAL = re.compile(r"devices/system/cpu/cpu\d+/(cpufreq|cpuidle|power)(/|\Z)")
 
@@ -57,6 +58,7 @@ CHOICES_BESIDE = {
     "energy_performance_preference": "energy_performance_available_preferences",
     "current_clocksource": "available_clocksource",
     "current_governor": "available_governors",
+    "platform_profile": "platform_profile_choices",
 }
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:/@+,=\-]*\Z")
@@ -346,6 +348,16 @@ class Tmpfiles:
             return []  # an ignored line decides nothing, also where an `x` line is why
         ignored = [line for line in self._ignored if real in self._real(line, path, real)]
         return [line.definition for line in (*ignored, *applied)]
+
+    def written(self, paths: Sequence[str]) -> list[tuple[str, Definition]]:
+        """Every write to one of these paths, as (path, line), in the order in which they are made."""
+        real = {path: os.path.realpath(self.system.path(path)) for path in paths}
+        return [
+            (path, line.definition)
+            for line in self._applied
+            for path in paths
+            if real[path] in self._real(line, path, real[path])
+        ]
 
     def _real(self, line: Line, path: str, real: str) -> set[str]:
         """The files that a line writes to, links followed (most of /sys/class and /sys/block are links)."""
