@@ -36,6 +36,9 @@ EXAMPLE = ROOT / "tests" / "topologies" / "epyc-192-nps4.json"
 VARIANTS: tuple[dict[str, Any], ...] = (
     {},
     {"kernel_profile": "low_latency"},
+    {"kernel_profile": "low_latency", "numa_request": {"policy": "latency"}},
+    {"numa_request": {"policy": "latency"}, "isolation_method": "cpuset"},
+    {"network_nics": {"ens1f0": {"coalesce": {"rx-usecs": 0}, "features": {"lro": "off"}}}},
     {"kernel_tcp_congestion_control": "bbr"},
     {"kernel_tcp_congestion_control": "dctcp"},
 )
@@ -65,7 +68,8 @@ def example() -> dict[str, Any]:
     """The example host, as the fact host_topology."""
     host: dict[str, Any] = json.loads(EXAMPLE.read_text(encoding="utf-8"))
     online = [cpu["id"] for cpu in host["cpus"] if cpu["online"]]
-    return {"usable_cpus": cpulist.format(online), "fingerprint": host["name"], **host}
+    drivers = {"cpufreq_driver": "amd-pstate-epp", "cpuidle_driver": "acpi_idle"}
+    return {"usable_cpus": cpulist.format(online), "fingerprint": host["name"], **drivers, **host}
 
 
 def role_variables(loader: DataLoader) -> dict[str, Any]:
@@ -107,10 +111,12 @@ def declared() -> tuple[Declared, set[tuple[str, str]]]:
     for variant in VARIANTS:
         variables = {**role_variables(loader), **facts, **variant}
         noted |= _noted(variables, loader)
-        said = ", ".join(f"{name}: {value}" for name, value in variant.items())
+        said = _said(variant)
+        less = [_said(one) for one in VARIANTS if one.items() < variant.items()]
         for role, by_kind in resolve(variables, loader).items():
             for kind, names in by_kind.items():
-                for name, one in names.items():
+                for own_name, one in names.items():
+                    name = _any_cpu(own_name)
                     shown = _shown(kind, one["value"])
                     entry = (
                         found.setdefault(role, {})
@@ -120,16 +126,25 @@ def declared() -> tuple[Declared, set[tuple[str, str]]]:
                     entry["class"] = class_of(kind, name, one["value"], one["note"])
                     if not variant:
                         entry["value"] = shown
-                    elif shown != entry["value"]:
+                    elif shown != entry["value"] and shown not in map(entry["variants"].get, less):
                         entry["variants"][said] = shown
     known = {(kind, name) for by_kind in found.values() for kind, names in by_kind.items() for name in names}
     return found, noted - known
 
 
+def _any_cpu(name: str) -> str:
+    """One name for an attribute that every CPU has."""
+    return re.sub(r"(?<=devices/system/cpu/cpu)\d+(?=/)", "N", name)
+
+
+def _said(variant: dict[str, Any]) -> str:
+    return ", ".join(f"{name}: {value}" for name, value in variant.items()).translate({ord("'"): None})
+
+
 def _noted(variables: dict[str, Any], loader: DataLoader) -> set[tuple[str, str]]:
     templar = Templar(loader, variables=variables)
     return {
-        (kind, name)
+        (kind, _any_cpu(name))
         for role in templar.template(variables["settings_roles"])
         for kind, names in templar.template(variables.get(f"{role}_notes", {})).items()
         for name in names

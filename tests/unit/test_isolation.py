@@ -10,8 +10,9 @@ from hosttune.model import Refusal, Setting
 from hosttune.system import System
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from machines import ALL
 from oracle_trees import cases
-from test_topology import MACHINES, build
+from test_topology import build
 
 BUILT = "CONFIG_CPU_ISOLATION=y\nCONFIG_NO_HZ_FULL=y\nCONFIG_RCU_NOCB_CPU=y\n"
 TSC = "flags : fpu constant_tsc nonstop_tsc"
@@ -222,7 +223,7 @@ def judge(machine, isolated):
     return all(cpus - isolated for cpus in nodes) and len(online - isolated) >= max(2, len(nodes))
 
 
-@pytest.mark.parametrize("path", MACHINES)
+@pytest.mark.parametrize("path", ALL)
 def test_every_machine_takes_its_plan_and_refuses_what_would_harm_it(path, tmp_path):
     machine = json.loads(path.read_text())
     build(tmp_path, machine)

@@ -12,7 +12,8 @@ from hosttune.model import Refusal, Setting
 from hosttune.system import System
 from hypothesis import given
 from hypothesis import strategies as st
-from test_topology import MACHINES, REPO, build
+from machines import ALL, REPO
+from test_topology import build
 
 spec = importlib.util.spec_from_file_location("settings_doc", REPO / "tools/settings_doc.py")
 settings_doc = importlib.util.module_from_spec(spec)
@@ -90,7 +91,7 @@ def test_by_default_nothing_is_asked_for(loader):
         assert not any(declared[role].values()), role
 
 
-@pytest.mark.parametrize("path", MACHINES)
+@pytest.mark.parametrize("path", ALL)
 def test_low_latency_is_what_the_engine_takes(loader, path, tmp_path):
     machine = with_memory(json.loads(path.read_text()))
     try:
