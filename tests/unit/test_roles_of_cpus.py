@@ -5,6 +5,8 @@ The roles' own defaults are resolved by Ansible, for our topologies and the reco
 
 import importlib.util
 import json
+import struct
+import subprocess
 
 import pytest
 from hosttune import conflicts, cpulist, cpuplan, kinds, sizing, topology
@@ -268,3 +270,67 @@ def test_pages_lie_on_their_node_and_fit(pages, machine, node):
         for one, count in room.items():
             if found.get(one, 0) < count:
                 assert found.get(one, 0) >= max(found.values(), default=0) - 1
+
+
+def script_of(unit, directive, instance, **paths):
+    """The shell script of a unit's directive as systemd hands it to sh, with other places for its files."""
+    text = unit.replace("\\\n", "")
+    line = next(line for line in text.splitlines() if line.startswith(f"{directive}="))
+    script = line.partition("'")[2].rpartition("'")[0]
+    for what, means in (("$$", "$"), ("%i", instance), ("%%", "%"), *paths.items()):
+        script = script.replace(what, str(means))
+    return script
+
+
+def units_of(loader, role):
+    variables = settings_doc.role_variables(loader)
+    return variables[f"{role}_service"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "effective", "says"),
+    [
+        ("2-3", "2-3", ""),
+        ("2-3", "2", "reads isolated, with CPUs 2 of 2-3"),
+        ("", "0-7", "with CPUs 0-7 of "),
+    ],
+)
+def test_the_partition_is_read_back(loader, tmp_path, asked, effective, says):
+    (tmp_path / "cpuset.cpus").write_text(f"{asked}\n")
+    (tmp_path / "cpuset.cpus.effective").write_text(f"{effective}\n")
+    (tmp_path / "cpuset.cpus.partition").write_text("member\n")
+    place = {"/sys/fs/cgroup/isolated.slice": tmp_path}
+    script = script_of(units_of(loader, "isolation"), "ExecStart", "isolated", **place)
+    ended = subprocess.run(
+        ["/bin/sh", "-euc", script], capture_output=True, text=True, check=False, timeout=30
+    )
+    assert (ended.returncode, says in ended.stderr) == (1 if says else 0, True)
+    state = (tmp_path / "cpuset.cpus.partition").read_text().strip()
+    assert state == ("member" if says else "isolated")
+    script = script_of(units_of(loader, "isolation"), "ExecStop", "isolated", **place)
+    subprocess.run(["/bin/sh", "-euc", script], check=True, timeout=30)
+    assert (tmp_path / "cpuset.cpus.partition").read_text() == "member\n"
+
+
+def test_a_group_that_is_not_there_is_a_failure(loader, tmp_path):
+    place = {"/sys/fs/cgroup/isolated.slice": tmp_path / "none"}
+    script = script_of(units_of(loader, "isolation"), "ExecStart", "root", **place)
+    assert subprocess.run(
+        ["/bin/sh", "-euc", script], capture_output=True, check=False, timeout=30
+    ).returncode
+
+
+@pytest.mark.parametrize(("held", "status"), [(3, 0), (0, 0), (2000000000, 1)])
+def test_the_limit_of_latency_is_written_as_the_kernel_takes_it_and_read_back(loader, tmp_path, held, status):
+    device = tmp_path / "device"
+    device.touch()
+    unit, place = units_of(loader, "power"), {"/dev/cpu_dma_latency": device, "sleep infinity": "true"}
+    subprocess.run(["/bin/sh", "-euc", script_of(unit, "ExecStart", "3", **place)], check=True, timeout=30)
+    # Not four bytes, which it would take for a binary number.
+    assert device.read_bytes() == b"0x00000003"
+    device.write_bytes(struct.pack("=i", held))
+    script = script_of(unit, "ExecStartPost", "3", **{**place, "sleep 0.2": "true"})
+    ended = subprocess.run(
+        ["/bin/sh", "-euc", script], capture_output=True, text=True, check=False, timeout=30
+    )
+    assert (ended.returncode, "reads" in ended.stderr) == (status, bool(status))
