@@ -1,9 +1,9 @@
-"""Builds hosttune-drift: one file that runs on a managed host with nothing but its Python.
+"""Builds hosttune-drift or hosttune-trial: one file that runs on a managed host with nothing but its Python.
 
-usage: build_zipapp.py TARGET
+usage: build_zipapp.py TARGET [cli|trial_cli]
 
-Holds what `hosttune.cli` imports and no more, so the engine that writes settings is not in it. The same
-sources give the same bytes, on whichever controller it is built.
+Holds what that module imports and no more, so the engine that writes settings is not in hosttune-drift. The
+same sources give the same bytes, on whichever controller it is built.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 SOURCES = Path(__file__).resolve().parent.parent / "module_utils" / "hosttune"
 SHEBANG = b"#!/usr/bin/python3 -IS\n"
-MAIN = b"import sys\n\nfrom hosttune.cli import main\n\nsys.exit(main())\n"
+MAIN = "import sys\n\nfrom hosttune.{module} import main\n\nsys.exit(main())\n"
 #: The oldest instant a ZIP file can state.
 EPOCH = (1980, 1, 1, 0, 0, 0)
 
@@ -56,12 +56,12 @@ def closure(start: str) -> list[Path]:
     return sorted(source(module) for module in found)
 
 
-def build(target: Path) -> bool:
+def build(target: Path, module: str = "cli") -> bool:
     """Replaces `target` if its bytes differ; says whether they did."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     target.parent.mkdir(parents=True, exist_ok=True)
-    contents = {"__main__.py": MAIN}
-    for path in closure("cli"):
+    contents = {"__main__.py": MAIN.format(module=module).encode()}
+    for path in closure(module):
         contents[f"hosttune/{path.relative_to(SOURCES)}"] = path.read_bytes()
     with temporary.open("wb") as stream:
         stream.write(SHEBANG)
@@ -84,8 +84,9 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("target", type=Path)
-    target = parser.parse_args().target
-    print("built" if build(target) else "unchanged", target)
+    parser.add_argument("module", nargs="?", choices=("cli", "trial_cli"), default="cli")
+    asked = parser.parse_args()
+    print("built" if build(asked.target, asked.module) else "unchanged", asked.target)
     return 0
 
 

@@ -246,13 +246,13 @@ def arm(system: System, confirm: str) -> None:
     before = old.next_entry if old is not None else environment.get("next_entry")
     record = Record(line.id, ARMING, system.boot_id, confirm, line.words, "", before, _expectations(system))
     text = f"# {MANAGED_BY}: the next boot tries this entry once; see {RECORD}.\n{line.entry}"
+    save(system, record)  # first: it is what taking back begins with
     custom = system.path(grub.CUSTOM)
     atomic.write(custom, FileImage(text.encode("utf-8", "surrogateescape"), 0o600, os.getuid(), os.getgid()))
     ended = system.run("grub-script-check", custom)
     if not ended.ok:
-        atomic.remove(custom)
+        disarm(system)
         raise Unfollowed(f"the entry for it is no GRUB script: {(ended.err or ended.out).strip()}")
-    save(system, record)
     grubenv.write(system, {"next_entry": ENTRY})
     if grub.read_menu(system).default.id != ENTRY:
         raise Unfollowed(f"{grub.MENU} does not take the entry of the trial, though {grubenv.PATH} names it")
