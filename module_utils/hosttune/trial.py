@@ -17,6 +17,7 @@ from __future__ import annotations
 import array
 import errno
 import fcntl
+import itertools
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -49,6 +50,8 @@ _IN_PLACE = frozenset({"ext2", "ext3", "ext4", "vfat", "xfs"})
 #: chattr(1): a file that is compressed, encrypted, lies in its inode, or may not be written
 _FLAGS = {0x4: "compressed", 0x800: "encrypted", 0x10000000: "kept in its inode", 0x10: "immutable"}
 _FS_IOC_GETFLAGS = 0x80086601
+#: Words that 10_linux writes by itself, before those of the sources.
+_OF_10_LINUX = frozenset({"root", "ro", "rootflags"})
 _BY_HAND = "Or bring the line in at once, at a console: settings_boot_trial: none"
 
 
@@ -158,7 +161,8 @@ def compose(system: System, menu: grub.Menu, instead: grub.Instead) -> Line:
     words = grub.split_words(raw)
     now = [word for word, _at in grub.split_words(grub.read_wanted(system).text)]
     first = len(words) - len(now)
-    if first < 2 or [word for word, _at in words[first:]] != now:
+    own = all(word.partition("=")[0] in _OF_10_LINUX for word, _at in words[2 : max(first, 2)])
+    if first < 2 or not own or [word for word, _at in words[first:]] != now:
         raise Unfollowed(
             f"{menu.file}:{number}, which boots by default, is not what {grub.SOURCE} and {grub.SOURCES} "
             "make. Run update-grub, look at that line, and reboot first"
@@ -213,12 +217,11 @@ def runs_already(system: System, menu: grub.Menu, instead: grub.Instead) -> bool
 
     Raises OSError and Unfollowed.
     """
-    now, then = grub.read_wanted(system), grub.read_wanted(system, instead)
+    then = grub.read_wanted(system, instead)
     base = menu.lasting.words(menu.file)
-    if _plain(base[len(base) - len(now.words) :]) != _plain(now.words):
-        return False
+    own = list(itertools.takewhile(lambda word: word.name in _OF_10_LINUX, base))
     live = [word for word in live_words(system) if word.name != "BOOT_IMAGE"]
-    return _plain(live) == _plain([*base[: len(base) - len(now.words)], *then.words])
+    return _plain(live) == _plain([*own, *then.words])
 
 
 def _plain(words: Sequence[Word]) -> list[tuple[str, str | None]]:

@@ -271,7 +271,7 @@ class BootKind(Kind):
 
     def _check_default(self, menu: grub.Menu) -> None:
         """That GRUB_DEFAULT is saved, or can be without another default entry; raises Refusal."""
-        if self._is_saved():
+        if self._stays_saved():
             return
         variables = grub.read_variables(self.system)
         places = [place for place, _value in variables.history.get("GRUB_DEFAULT", [])]
@@ -298,6 +298,18 @@ class BootKind(Kind):
         """Whether the menu's default is the saved entry."""
         text = self.system.read(grub.MENU)
         return re.search(r'^\s*set default="\$\{saved_entry\}"$', text, re.MULTILINE) is not None
+
+    def _stays_saved(self) -> bool:
+        """Whether the menu's default is the saved entry, now and once it is made anew."""
+        return self._is_saved() and not self._is_left_saved()
+
+    def _is_left_saved(self) -> bool:
+        """Whether the menu still has the saved default that no source asks for any more."""
+        try:
+            default = grub.read_variables(self.system).get("GRUB_DEFAULT").text
+        except Unfollowed:
+            return False
+        return default != "saved" and self._is_saved()
 
     def _check_name(self, setting: Setting) -> None:
         name = normal(setting.name)
@@ -392,6 +404,10 @@ class BootKind(Kind):
         """
         instead = trial.overlay(self.system)
         if not instead:
+            # An undo that was cut short has given the files back, and left the menu or grubenv behind.
+            left = self.system.exists(trial.RECORD) or self._is_left_saved()
+            for name, planes in found.items():
+                planes.stale = planes.stale or (left and normal(name) not in self._wanted)
             return
         tried = grub.read_wanted(self.system, instead)
         waiting = {origin for origin, _text in instead.values()}
@@ -568,7 +584,7 @@ class BootKind(Kind):
         lasting = _without_head(standing)
         if words == lasting:
             return {path: _image(standing)}
-        saved = SAVED if SAVED in standing or (owner in self._trying and not self._is_saved()) else ""
+        saved = SAVED if SAVED in standing or (owner in self._trying and not self._stays_saved()) else ""
         whole = self.header(owner) + saved + words
         if owner not in self._trying:
             return {path: _image(whole)}
@@ -600,7 +616,9 @@ class BootKind(Kind):
         """
         files = list(files)
         failed: dict[str, str] = {}
-        if any(not file.endswith(trial.SUFFIX) for file in files) or (changes and not self._trying):
+        undone = any(change.undo for change in changes) or self._is_left_saved()
+        written = any(not file.endswith(trial.SUFFIX) for file in files)
+        if written or undone or (changes and not self._trying):
             failed = self._make_menu()
         return failed or self._settle_trial()
 
