@@ -118,9 +118,9 @@ def _retry(system: System, asked: argparse.Namespace) -> int:
 
 def _status(system: System, asked: argparse.Namespace) -> int:
     record, now = trial_check.standing(system)
-    found = {"state": now or "none"}
+    found = {"state": now or "none", "reason": ""}
     if record is not None:
-        found.update(id=record.id, line=record.line, confirm=record.confirm, reason="")
+        found.update(id=record.id, line=record.line, confirm=record.confirm)
         if now in (trial.FAILED, trial.LOST):
             found["reason"] = trial.failure(record, now)
     print(json.dumps(found, sort_keys=True))
