@@ -125,6 +125,19 @@ options:
     type: str
     choices: [silent, moves, resets, restarts, reboots]
     default: silent
+  boot_trial:
+    description:
+      - How a change of the kernel's command line comes in. With V(none) it is the line of all boots at once.
+      - With V(host) or V(controller) the next boot alone tries it, with C(panic=10), and its verdict is
+        C(pending_reboot) until then; after a panic, a reset or a power cut the old line boots.
+      - It becomes permanent once C(hosttune-trial) on the host has found all as it shall be, with
+        V(controller) only by C(hosttune-trial confirm). See docs/operations.md, "Reboots".
+      - Refused where GRUB could not write its environment block (LVM, RAID, btrfs, ZFS, ...).
+      - What is given back, with O(state=absent) or by an owner without boot settings, is permanent at once:
+        it is the line from before the suite.
+    type: str
+    choices: [none, host, controller]
+    default: none
   notes:
     description: "Why, risk and source of settings: kind, name, then a dict of text. Kept in the manifest."
     type: dict
@@ -283,7 +296,7 @@ import platform
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.hosttune import demand, engine, kinds
 from ansible.module_utils.hosttune.foreign import ForeignRefusal
-from ansible.module_utils.hosttune.model import DISRUPTIONS, Refusal
+from ansible.module_utils.hosttune.model import BOOT_TRIALS, DISRUPTIONS, Refusal
 from ansible.module_utils.hosttune.system import System
 
 
@@ -309,6 +322,7 @@ def main() -> None:
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
             "kinds": {"type": "list", "elements": "str", "default": []},
             "disruption_allowed": {"type": "str", "choices": list(DISRUPTIONS), "default": "silent"},
+            "boot_trial": {"type": "str", "choices": list(BOOT_TRIALS), "default": "none"},
             "notes": {"type": "dict", "default": {}},
             "packages": {"type": "dict", "default": {}},
             "run": {"type": "dict", "default": {}},
@@ -343,6 +357,7 @@ def main() -> None:
                 partial=options["partial"] or bool(options["owner"]),
                 kinds=options["kinds"],
                 disruption_allowed=options["disruption_allowed"],
+                boot_trial=options["boot_trial"],
                 check=module.check_mode,
                 notes=options["notes"],
                 packages=options["packages"],

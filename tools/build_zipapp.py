@@ -3,7 +3,8 @@
 usage: build_zipapp.py TARGET [MODULE]
 
 Holds what the module imports and no more: `cli` makes hosttune-drift, so the engine that writes settings is
-not in it, `link` makes hosttune-link. The same sources give the same bytes, on whichever controller it is
+not in it, `link` makes hosttune-link, `trial_cli`
+makes hosttune-trial. The same sources give the same bytes, on whichever controller it is
 built.
 """
 
@@ -85,7 +86,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("target", type=Path)
-    parser.add_argument("module", nargs="?", default="cli", choices=("cli", "link"))
+    parser.add_argument("module", nargs="?", default="cli", choices=("cli", "link", "trial_cli"))
     asked = parser.parse_args()
     print("built" if build(asked.target, asked.module) else "unchanged", asked.target)
     return 0

@@ -14,7 +14,7 @@ from typing import Any
 
 from . import kinds
 from .kinds.base import did_you_mean
-from .model import DISRUPTIONS, Refusal, is_one_line, shown
+from .model import BOOT_TRIALS, CONFIRMED, DISRUPTIONS, Refusal, is_one_line, shown
 
 #: An owner's name is part of the names of its files.
 _OWNER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z")
@@ -34,6 +34,7 @@ def check(
     notes: object,
     packages: object,
     foreign: object,
+    boot_trial: str = "none",
 ) -> None:
     """Raises Refusal for a call that has not the form of host_settings (see its documentation)."""
     if disruption_allowed not in DISRUPTIONS:
@@ -42,6 +43,12 @@ def check(
             thing="disruption_allowed",
             remedy=did_you_mean(str(disruption_allowed), DISRUPTIONS)
             or f"Classes are {', '.join(DISRUPTIONS)}",
+        )
+    if boot_trial not in (*BOOT_TRIALS, CONFIRMED):
+        raise Refusal(
+            f"'{boot_trial}' is no way to bring in a kernel command line",
+            thing="boot_trial",
+            remedy=f"Use {', '.join(BOOT_TRIALS)}",
         )
     _check_kinds(kinds_of_undo, present)
     for owner, by_kind in _mapping(owners, "owners", _FORM).items():

@@ -14,7 +14,7 @@ from typing import Any
 
 from . import atomic, conflicts, dangers, demand, foreign, keys, kinds, lock, store, topology
 from .foreign_programs import OWNER as FOREIGN
-from .model import DISRUPTIONS, NEEDS, Call, Change, FileImage, Planes, Refusal, Setting
+from .model import CONFIRMED, DISRUPTIONS, NEEDS, Call, Change, FileImage, Planes, Refusal, Setting
 from .observe import Judged, Observer, recall, retarget
 from .system import System, updates
 from .verdicts import GOOD
@@ -36,6 +36,9 @@ class Request:
     partial: bool = False
     #: of `present: False`: these kinds only; empty: all
     kinds: Sequence[str] = ()
+    #: how a change of the kernel's command line comes in (model.BOOT_TRIALS); CONFIRMED: its trial was good,
+    #: and the call speaks for `kinds` of the owners alone
+    boot_trial: str = "none"
     #: disruptions up to this one (model.DISRUPTIONS) are allowed now
     disruption_allowed: str = "silent"
     check: bool = False
@@ -45,7 +48,7 @@ class Request:
     topology_fingerprint: str = ""
     #: what to do about foreign owners: name or file -> refuse, take_over or leave
     foreign: Mapping[str, str] = field(default_factory=dict)
-    #: with `check`: what stands is told as it is, also where a foreign owner would be refused
+    #: nothing is decided about foreign owners: what stands is told as it is, where one would be refused too
     judge_only: bool = False
     lock_wait_seconds: float = 60.0
     #: how long after a change it is read once more: what another program sets back shows by then
@@ -101,7 +104,8 @@ def converge(system: System, request: Request) -> Report:
         request.owners,
         present=request.present,
         partial=request.partial,
-        kinds_of_undo=request.kinds,
+        kinds_of_undo=() if request.boot_trial == CONFIRMED else request.kinds,
+        boot_trial=request.boot_trial,
         disruption_allowed=request.disruption_allowed,
         notes=request.notes,
         packages=request.packages,
@@ -132,7 +136,7 @@ class _Run:
         self.system = system
         owners = foreign.claimed(request.owners, request.present, request.partial)
         self.request = replace(request, owners=owners)
-        self.observer = Observer(system, tolerant=True)
+        self.observer = Observer(system, tolerant=True, boot_trial=request.boot_trial)
         self.ledger = store.Ledger(system)
         # A call that speaks for the whole host writes the manifest anew; any other needs what it says.
         whole = not request.kinds and (not request.partial if request.present else not request.owners)
@@ -240,8 +244,9 @@ class _Run:
         """Whether this call says all there is to say of an owner's settings of a kind."""
         if not self.request.present:
             of_owner = not self.request.owners or owner in self.request.owners
-            return of_owner and (not self.request.kinds or kind in self.request.kinds)
-        return not self.request.partial or owner in self.request.owners
+        else:
+            of_owner = not self.request.partial or owner in self.request.owners
+        return of_owner and (not self.request.kinds or kind in self.request.kinds)
 
     def _outside(self) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
         """What the manifest holds beyond this call's scope."""
@@ -948,7 +953,7 @@ class _Run:
 
 def _fresh(observer: Observer, settings: Sequence[Setting]) -> Observer:
     """An observer that remembers nothing it has read, only what was asked."""
-    again = Observer(observer.system, tolerant=True)
+    again = Observer(observer.system, tolerant=True, boot_trial=observer.boot_trial)
     for setting in settings:
         again.kind(setting.kind).recall(setting)
     return again

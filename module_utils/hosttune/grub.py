@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
-from . import cmdline
+from . import cmdline, grubenv
 from .cmdline import Origin, Word
 from .shell_source import Traced, Unfollowed, Variables, follow
 from .system import System
 
 MENU = "/boot/grub/grub.cfg"
-ENVIRONMENT = "/boot/grub/grubenv"
 CUSTOM = "/boot/grub/custom.cfg"
 SOURCE = "/etc/default/grub"
 SOURCES = "/etc/default/grub.d"
@@ -47,6 +47,8 @@ class Entry:
     #: stands in a branch: whether the menu has it is decided at boot
     conditional: bool
     line: int
+    #: the line of its closing brace
+    end: int = 0
     entries: list[Entry] = field(default_factory=list)
     #: the words of its `linux` commands, each with its line
     linux: list[tuple[int, list[str]]] = field(default_factory=list)
@@ -71,11 +73,13 @@ class Entry:
 
 @dataclass
 class Menu:
-    """A grub.cfg: its entries, and the one that the next boot takes."""
+    """A grub.cfg with its custom.cfg: the entries, and the one that the next boot takes."""
 
     file: str
     entries: list[Entry]
     default: Entry
+    #: the one that boots take when no one-time choice (next_entry) stands any more
+    lasting: Entry
 
     def all(self) -> list[Entry]:
         """Every entry, those of submenus too."""
@@ -90,12 +94,27 @@ class Menu:
 
 def read_menu(system: System, file: str = MENU) -> Menu:
     """Reads a grub.cfg; raises OSError, and Unfollowed where the entry of the next boot cannot be told."""
-    entries, defaults = _parse(system.read(file), file)
-    environment = _environment(system)
-    chosen = _default(file, defaults, environment)
-    if system.exists(CUSTOM) and re.search(r"^\s*(set\s+)?default=", system.read(CUSTOM), re.MULTILINE):
+    text = system.read(file)
+    entries, defaults = _parse(text, file)
+    environment = grubenv.read(system)
+    custom = system.read(CUSTOM) if system.exists(CUSTOM) else ""
+    if re.search(r"^\s*(set\s+)?default=", custom, re.MULTILINE):
         raise Unfollowed(f"{CUSTOM} sets a default entry of its own")
-    return Menu(file, entries, _find(file, entries, chosen))
+    if custom and sources_custom(text):
+        entries += _parse(custom, CUSTOM)[0]
+    chosen = _default(file, defaults, environment)
+    later = _default(file, defaults, {**environment, "next_entry": ""})
+    return Menu(file, entries, _find(file, entries, chosen), _find(file, entries, later))
+
+
+def find(menu: Menu, name: str) -> Entry:
+    """The entry that a boot with this default takes; raises Unfollowed."""
+    return _find(menu.file, menu.entries, name)
+
+
+def sources_custom(text: str) -> bool:
+    """Whether a grub.cfg reads custom.cfg, as 41_custom has it do."""
+    return re.search(r"^\s*source\s+\S*/custom\.cfg$", text, re.MULTILINE) is not None
 
 
 def split_words(text: str) -> list[tuple[str, int]]:
@@ -191,7 +210,9 @@ def _parse(text: str, file: str) -> tuple[list[Entry], list[tuple[int, str]]]:
         elif line == "}":
             if not blocks:
                 raise Unfollowed(f"{file}:{number}: a '}}' that closes nothing")
-            blocks.pop()
+            closed = blocks.pop()
+            if closed is not None:
+                closed.end = number
         elif re.match(r"(linux|linux16|linuxefi)\s", line) and inside is not None and not inside.submenu:
             try:
                 words = [word for word, _start in split_words(line)]
@@ -222,20 +243,6 @@ def _entry(line: str, submenu: bool, conditional: bool, number: int, file: str) 
         if option in ("--id", "${menuentry_id_option}"):
             name = value
     return Entry(words[1] if len(words) > 1 else "", name, submenu, conditional, number)
-
-
-def _environment(system: System) -> dict[str, str]:
-    """The variables of grubenv, none where it is missing."""
-    try:
-        text = system.read(ENVIRONMENT)
-    except FileNotFoundError:
-        return {}
-    found = {}
-    for line in text.split("\n"):
-        key, equals, value = line.partition("=")
-        if equals and not line.startswith("#"):
-            found[key] = value.replace("\\\\", "\\")
-    return found
 
 
 def _default(file: str, defaults: Sequence[tuple[int, str]], environment: dict[str, str]) -> str:
@@ -296,6 +303,8 @@ class Wanted:
     words: list[Word]
     #: words that were given once, each with the later assignment that dropped it
     dropped: list[tuple[Word, Origin]]
+    #: the words as 10_linux writes them into grub.cfg
+    text: str = ""
 
 
 def read_text(system: System, path: str) -> str:
@@ -311,10 +320,17 @@ def source_files(system: System) -> list[str]:
     return [file for file in found if os.path.exists(system.path(file))]
 
 
-def read_variables(system: System) -> Variables:
+#: Sources that are read instead of what stands there: path -> where the text is written, the text.
+Instead = Mapping[str, tuple[str, str]]
+
+
+def read_variables(system: System, instead: Instead = MappingProxyType({})) -> Variables:
     """What the files make of their variables; raises OSError."""
     shell = os.path.basename(os.path.realpath(system.path("/bin/sh")))
-    texts = {file: read_text(system, file) for file in source_files(system)}
+    texts = {}
+    for file in sorted({*source_files(system), *instead}):
+        origin, text = instead.get(file) or (file, read_text(system, file))
+        texts[origin] = text
     return follow(
         texts,
         lambda name: name.startswith("GRUB_") and not _PRESET.match(name),
@@ -322,9 +338,9 @@ def read_variables(system: System) -> Variables:
     )
 
 
-def read_wanted(system: System) -> Wanted:
+def read_wanted(system: System, instead: Instead = MappingProxyType({})) -> Wanted:
     """What the sources say; raises OSError and Unfollowed."""
-    variables = read_variables(system)
+    variables = read_variables(system, instead)
     line = variables.get(VARIABLES[0]) + Traced(" ", (("", 0),)) + variables.get(VARIABLES[1])
     words = _kernel_words(line)
     dropped: list[tuple[Word, Origin]] = []
@@ -337,7 +353,7 @@ def read_wanted(system: System) -> Wanted:
                 continue  # a value that no longer counts
             dropped += [(word, place) for word in before if word not in now]
             before = now
-    return Wanted(words, dropped)
+    return Wanted(words, dropped, line.text)
 
 
 def _kernel_words(line: Traced) -> list[Word]:

@@ -11,6 +11,11 @@ NEEDS = ("none", "reload", "restart", "reboot")
 #: What making a value live does to a running host, the mildest first (DESIGN, rule 12).
 DISRUPTIONS = ("silent", "moves", "resets", "restarts", "reboots")
 
+#: How a change of the kernel's command line comes in: at once, or by a trial boot (trial.py) that the host
+#: itself or the controller confirms; and what confirming it asks for.
+BOOT_TRIALS = ("none", "host", "controller")
+CONFIRMED = "confirmed"
+
 #: Who manages the files we write; every managed file says so in its first line.
 MANAGED_BY = "Managed by hosttune"
 
@@ -84,6 +89,8 @@ class Planes:
     needs: str = "none"
     #: why the live value is left as it is for now: the class of its disruption is not allowed
     waits: str = ""
+    #: the value stands ready and is not what the next boot has: how its trial boot stands
+    trial: str = ""
     #: what the next boot reads was not made yet from the files that say so: `activate` makes it
     stale: bool = False
     #: said of the persisted value instead of "FILE:LINE says VALUE"

@@ -55,9 +55,10 @@ class Judged:
 class Observer:
     """Reads and judges settings of one host; each kind is loaded when first needed."""
 
-    def __init__(self, system: System, tolerant: bool = False) -> None:
+    def __init__(self, system: System, tolerant: bool = False, boot_trial: str = "none") -> None:
         """Raises Refusal for waivers that cannot be used; `tolerant` waives nothing then and says so."""
         self.system = system
+        self.boot_trial = boot_trial
         self.warnings: list[str] = []
         self.waivers: list[dict[str, Any]] = []
         try:
@@ -72,6 +73,7 @@ class Observer:
     def kind(self, name: str) -> Kind:
         if name not in self._kinds:
             self._kinds[name] = kinds.load(name, self.system)
+            self._kinds[name].trial = self.boot_trial
         return self._kinds[name]
 
     def by_kind(self, settings: Sequence[Setting]) -> dict[str, list[Setting]]:

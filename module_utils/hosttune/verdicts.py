@@ -65,6 +65,8 @@ def _judge(
     where = where or (f"{place} says {winner.value}" if winner else "nothing on disk says so")
     if not live_right and not clamped:
         live = "absent" if planes.live is None else planes.live
+        if not persisted_right and planes.trial:
+            return "pending_reboot", f"live is {live}; {planes.trial}"
         if not persisted_right:
             return "drift", f"live is {live}; {where}"
         if planes.needs == "reboot":

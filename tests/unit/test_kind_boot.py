@@ -6,7 +6,7 @@ import shlex
 import subprocess
 
 import pytest
-from hosttune import cmdline, engine, grub, isolation
+from hosttune import cmdline, engine, grub, grubenv, isolation
 from hosttune.kinds.boot import BootKind, effective, to_values
 from hosttune.model import Refusal, Setting
 from hosttune.shell_source import Unfollowed
@@ -336,7 +336,7 @@ def test_what_grub_takes_for_more_than_words(text):
 )
 def test_the_entry_of_the_next_boot(host, default, environment, kernel):
     host.put(grub.MENU, menu("quiet", default))
-    host.put(grub.ENVIRONMENT, f"# GRUB Environment Block\n{environment}####")
+    host.put(grubenv.PATH, f"# GRUB Environment Block\n{environment}####")
     assert kernel in grub.read_menu(host).default.id
 
 

@@ -26,6 +26,8 @@ class Kind:
     name: ClassVar[str]
     #: what making one of these live does to a running host (model.DISRUPTIONS)
     disruption: ClassVar[str] = "silent"
+    #: kind boot: how a new line comes in, one of model.BOOT_TRIALS or CONFIRMED
+    trial: str = "none"
 
     def __init__(self, system: System) -> None:
         self.system = system

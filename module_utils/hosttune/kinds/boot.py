@@ -11,6 +11,10 @@ left out. Dash and underscore are one letter; words after `--` are init's, not t
 
 Live is /proc/cmdline. Persisted is what the next boot will read from grub.cfg (see grub.py) and what the
 files below /etc/default make of it at the next kernel update; both must say so. A change needs a reboot.
+
+With a trial (`trial` is host or controller, see trial.py) a change of the line stands in a file beside the
+permanent one, the next boot alone tries it, and confirming writes the permanent file. A line that this host
+runs already needs none, and what is given back (a file's original) is the line from before the suite.
 """
 
 from __future__ import annotations
@@ -22,11 +26,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from .. import atomic, cmdline, grub
+from .. import atomic, grub, grubenv, trial
 from ..cmdline import Word, normal
-from ..model import Call, Change, Definition, Planes, Refusal, Setting, squeeze
+from ..model import (
+    BOOT_TRIALS,
+    CONFIRMED,
+    Call,
+    Change,
+    Definition,
+    FileImage,
+    Planes,
+    Refusal,
+    Setting,
+    squeeze,
+)
 from ..shell_source import Unfollowed
 from ..system import KERNEL_SHARED, System
+from ..trial import LONGEST_LINE
 from .base import Kind
 
 #: Not the last word decides: the kernel (or who reads its line) adds them up, or takes the first.
@@ -65,8 +81,8 @@ KNOWN = {
     "tsc": True, "workqueue.unbound_cpus": True,
 }  # fmt: skip
 
-#: COMMAND_LINE_SIZE of x86 and arm64 is 2048 with its end: what is longer, the kernel cuts without a word.
-LONGEST_LINE = 2047
+#: What a trial needs: the default is the entry that `saved_entry` names, whatever stands beside it.
+SAVED = "GRUB_DEFAULT=saved\n"
 
 _NAME = re.compile(r"(?=.*[A-Za-z_])[A-Za-z0-9_][A-Za-z0-9_.-]*\Z")
 _PRINTABLE = re.compile(r"[ -~]*\Z")
@@ -74,6 +90,10 @@ _PRINTABLE = re.compile(r"[ -~]*\Z")
 _PLAIN = re.compile(r"[A-Za-z0-9_./:,=@%+^~!-]+\Z")
 _PART = re.compile(r'"([^"]*)"(?= |\Z)|([^ ]+)')
 ABSENT = "(absent)"
+#: said of a value that the next boot has, and the one after it only if that is verified
+WAITS = "it waits for its trial boot, and is permanent once that is verified"
+CLEAR = "it is tried again when the line changes, or after `hosttune-trial retry`"
+OLD_LINE = "the next boot has the old line"
 _NO_PAGES = "(none)"
 
 
@@ -144,6 +164,10 @@ class BootKind(Kind):
         self._asked: dict[str, str] = {}
         #: names of this call, which are not undone by it
         self._wanted: set[str] = set()
+        #: owners whose words are others than the permanent ones and have to be tried first
+        self._trying: set[str] = set()
+        #: the settings of theirs that differ: owner, name
+        self._moving: set[tuple[str, str]] = set()
 
     # names and values
 
@@ -214,6 +238,78 @@ class BootKind(Kind):
                 )
         self._wanted = set(seen)
         self._check_pages(seen.get("hugepagesz"), seen.get("hugepages"))
+        self._check_trial(settings)
+
+    def _check_trial(self, settings: Sequence[Setting]) -> None:
+        """Finds the owners whose settings need a trial; refuses where this host cannot have one."""
+        self._trying, self._moving = set(), set()
+        if self.trial not in BOOT_TRIALS[1:] or self._unsupported():
+            return
+        instead = {}
+        for owner in sorted({setting.owner for setting in settings}):
+            theirs = _sorted([one for one in settings if one.owner == owner])
+            words, path = self.body(theirs), self._permanent(owner)
+            standing = _without_head(self._standing(path))
+            if words != standing:
+                instead[path] = (path, words)
+                self._trying.add(owner)
+                lines = set(standing.splitlines())
+                self._moving |= {
+                    (owner, one.name) for one in theirs if not lines.issuperset(self.body([one]).splitlines())
+                }
+        if not instead:
+            return
+        try:
+            menu = grub.read_menu(self.system)
+            if trial.runs_already(self.system, menu, instead):
+                self._trying, self._moving = set(), set()
+                return
+            trial.refuse_impossible(self.system, menu)
+            self._check_default(menu)
+        except (Unfollowed, OSError):
+            self._trying, self._moving = set(), set()  # the settings are unknown, and nothing is written
+
+    def _check_default(self, menu: grub.Menu) -> None:
+        """That GRUB_DEFAULT is saved, or can be without another default entry; raises Refusal."""
+        if self._stays_saved():
+            return
+        variables = grub.read_variables(self.system)
+        places = [place for place, _value in variables.history.get("GRUB_DEFAULT", [])]
+        where = f"{places[-1][0]}:{places[-1][1]}" if places else grub.SOURCE
+        remedy = "Set GRUB_DEFAULT=saved there, choose the entry with grub-set-default, and run update-grub"
+        default = variables.get("GRUB_DEFAULT").text or "0"
+        last = places[-1][0] if places else ""
+        if default != "saved" and last > self._permanent(min(self._trying)):
+            raise Refusal(
+                f"a trial boot needs GRUB_DEFAULT=saved, and {where} says {default} after our files",
+                thing="boot",
+                remedy=remedy,
+            )
+        chosen = grubenv.read(self.system).get("saved_entry", "")
+        if default not in ("0", "saved") or (chosen and grub.find(menu, chosen) is not menu.lasting):
+            raise Refusal(
+                f"a trial boot needs GRUB_DEFAULT=saved; {where} says {default}, and with saved "
+                f"another entry could be the default ({grubenv.PATH}: saved_entry={chosen})",
+                thing="boot",
+                remedy=remedy,
+            )
+
+    def _is_saved(self) -> bool:
+        """Whether the menu's default is the saved entry."""
+        text = self.system.read(grub.MENU)
+        return re.search(r'^\s*set default="\$\{saved_entry\}"$', text, re.MULTILINE) is not None
+
+    def _stays_saved(self) -> bool:
+        """Whether the menu's default is the saved entry, now and once it is made anew."""
+        return self._is_saved() and not self._is_left_saved()
+
+    def _is_left_saved(self) -> bool:
+        """Whether the menu still has the saved default that no source asks for any more."""
+        try:
+            default = grub.read_variables(self.system).get("GRUB_DEFAULT").text
+        except Unfollowed:
+            return False
+        return default != "saved" and self._is_saved()
 
     def _check_name(self, setting: Setting) -> None:
         name = normal(setting.name)
@@ -240,7 +336,7 @@ class BootKind(Kind):
     def _on_line(self, name: str) -> bool:
         """Whether this kernel was started with a parameter of that name, which proves nothing but a wish."""
         try:
-            return any(normal(word.name) == name for word in self._live_words())
+            return any(normal(word.name) == name for word in trial.live_words(self.system))
         except OSError:
             return False
 
@@ -275,6 +371,8 @@ class BootKind(Kind):
             return found
         try:
             menu = grub.read_menu(self.system)
+            if menu.default.id == trial.ENTRY:
+                menu = replace(menu, default=menu.lasting)
             booted = menu.default.words(menu.file)
         except OSError as error:
             return _unknown(found, f"{error.filename or grub.MENU}: {error.strerror}")
@@ -291,15 +389,60 @@ class BootKind(Kind):
         for name, planes in found.items():
             self._persisted(name, planes, menu, booted, wanted)
             planes.note = self._note(name, menu, booted, live)
+        try:
+            self._on_trial(found, live)
+        except OSError as error:
+            return _unknown(found, f"{error.filename or grub.SOURCES}: {error.strerror}")
+        except (Unfollowed, Refusal) as why:
+            return _unknown(found, f"the trial boot: {why}")
         return found
 
-    def _live_words(self) -> list[Word]:
-        text = self.system.read("/proc/cmdline")
-        return cmdline.split(text, [("/proc/cmdline", 1)] * len(text))
+    def _on_trial(self, found: Mapping[str, Planes], live: Sequence[Word]) -> None:
+        """What a line that waits for its trial, or runs for it, makes of the planes.
+
+        Raises OSError, Unfollowed and Refusal.
+        """
+        instead = trial.overlay(self.system)
+        if not instead:
+            # An undo that was cut short has given the files back, and left the menu or grubenv behind.
+            left = self.system.exists(trial.RECORD) or self._is_left_saved()
+            for name, planes in found.items():
+                planes.stale = planes.stale or (left and normal(name) not in self._wanted)
+            return
+        tried = grub.read_wanted(self.system, instead)
+        waiting = {origin for origin, _text in instead.values()}
+        record = trial.load(self.system)
+        now = trial.UNARMED
+        if record is not None:
+            now = trial.standing(self.system, record, grubenv.read(self.system), live)
+        for name, planes in found.items():
+            winner = planes.winner.value if planes.winner else ABSENT
+            value = self._value(name, tried.words) or ABSENT
+            if value == winner:
+                continue
+            definitions, where = self._sources(name, tried, self._value(name, tried.words), 0)
+            ours = [one for one in definitions if one.file in waiting]
+            if record is not None and now == trial.ARMED:
+                old = [one for one in planes.definitions if one not in definitions]
+                planes.definitions = [*old, *(definitions or [Definition(ABSENT, grub.CUSTOM)])]
+                planes.where = where
+                planes.note = _joined(WAITS, planes.note)
+                continue
+            if not planes.definitions:
+                planes.definitions = [Definition(ABSENT, grub.MENU)]
+            planes.definitions = [*ours, *planes.definitions]
+            if record is None or now == trial.UNARMED:
+                planes.stale = True
+                planes.trial = "its trial boot is not armed: run this again"
+            elif now in (trial.RUNNING, trial.VERIFIED):
+                planes.note = _joined(planes.note, "this boot is its trial, and is not confirmed yet")
+            else:
+                planes.trial = f"the trial boot failed: {trial.failure(record, now)}; {CLEAR}"
+                planes.note = _joined(planes.note, planes.trial)
 
     def _live(self, found: Mapping[str, Planes]) -> list[Word]:
         try:
-            words = self._live_words()
+            words = trial.live_words(self.system)
         except OSError as error:
             _unknown(found, f"/proc/cmdline: {error.strerror}")
             return []
@@ -392,7 +535,9 @@ class BootKind(Kind):
         mine = self._value(name, booted)
         lacking = []
         for entry in menu.all():
-            if entry.recovery or entry.kernel in ("", menu.default.kernel) or len(entry.linux) != 1:
+            if entry.recovery or entry.id == trial.ENTRY or len(entry.linux) != 1:
+                continue
+            if entry.kernel in ("", menu.default.kernel):
                 continue
             words = entry.words(menu.file)
             if [word.value for word in words if word.name == "root"] != root:
@@ -407,12 +552,46 @@ class BootKind(Kind):
 
     def foretell(self, setting: Setting, planes: Planes, call: Call) -> Planes:
         """The line that this kernel was booted with stays, whatever is written."""
-        return replace(planes, definitions=self._definitions_after(setting, planes, call), stale=False)
+        then = replace(
+            planes, definitions=self._definitions_after(setting, planes, call), stale=False, trial=""
+        )
+        moving = (setting.owner, setting.name) in self._moving
+        if moving and not call.undo and WAITS not in then.note:
+            then.note = _joined(WAITS, then.note)
+        return then
 
     # persistence
 
     def managed_file(self, owner: str, name: str) -> str:
+        return self._permanent(owner) + (trial.SUFFIX if (owner, name) in self._moving else "")
+
+    @staticmethod
+    def _permanent(owner: str) -> str:
         return f"{grub.SOURCES}/60-hosttune-{owner}.cfg"
+
+    def _standing(self, path: str) -> str:
+        try:
+            return grub.read_text(self.system, path)
+        except FileNotFoundError:
+            return ""
+
+    def render(self, owner: str, settings: Sequence[Setting]) -> dict[str, FileImage]:
+        path = self._permanent(owner)
+        words = self.body(_sorted(settings))
+        if self.trial == "none":
+            return {path: _image(self.header(owner) + words)}
+        standing = self._standing(path)
+        lasting = _without_head(standing)
+        if words == lasting:
+            return {path: _image(standing)}
+        saved = SAVED if SAVED in standing or (owner in self._trying and not self._stays_saved()) else ""
+        whole = self.header(owner) + saved + words
+        if owner not in self._trying:
+            return {path: _image(whole)}
+        found = {path + trial.SUFFIX: _image(whole)}
+        if standing or saved:
+            found[path] = _image(standing if SAVED in standing else self.header(owner) + saved + lasting)
+        return found
 
     def body(self, settings: Sequence[Setting]) -> str:
         values = {normal(setting.name): to_values(setting.value) for setting in settings}
@@ -433,7 +612,33 @@ class BootKind(Kind):
         """Makes grub.cfg anew beside the old one, looks at it, and only then puts it in its place at once.
 
         update-grub by itself would write over the old one in pieces: a power cut then leaves half a menu.
+        Then what waits for a trial is armed for the next boot; where nothing does, its traces are removed.
         """
+        files = list(files)
+        failed: dict[str, str] = {}
+        undone = any(change.undo for change in changes) or self._is_left_saved()
+        written = any(not file.endswith(trial.SUFFIX) for file in files)
+        if written or undone or (changes and not self._trying):
+            failed = self._make_menu()
+        return failed or self._settle_trial()
+
+    def _settle_trial(self) -> dict[str, str]:
+        try:
+            if trial.overlay(self.system):
+                if not self._is_saved():
+                    return {"trial boot": f"GRUB_DEFAULT=saved does not stand in {grub.MENU}; {OLD_LINE}"}
+                record = trial.load(self.system)
+                mode = self.trial if self.trial in BOOT_TRIALS[1:] else record.confirm if record else "host"
+                trial.arm(self.system, mode)
+            else:
+                trial.disarm(self.system)
+        except OSError as error:
+            return {"trial boot": f"{error.filename or grub.MENU}: {error.strerror}; {OLD_LINE}"}
+        except (Unfollowed, Refusal) as why:
+            return {"trial boot": f"{why}; {OLD_LINE}"}
+        return {}
+
+    def _make_menu(self) -> dict[str, str]:
         real = os.path.realpath(self.system.path(grub.MENU))
         fresh = f"{real}.hosttune"
         try:
@@ -472,17 +677,47 @@ class BootKind(Kind):
             return f"{fresh if image is None else real} is gone"
         try:
             menu = grub.read_menu(self.system, fresh.removeprefix(self.system.path("")))
-            words = menu.default.words(menu.file)
+            words = menu.lasting.words(menu.file)
+            if self._trying and _text(words) != _text(grub.read_menu(self.system).lasting.words(grub.MENU)):
+                return "it would change the line of all boots, which is to be tried first"
+            if self.trial == CONFIRMED:
+                record = trial.load(self.system)
+                made = " ".join(grub.loader_text(word) for word in menu.lasting.linux[0][1][1:])
+                if record is None or made != record.line:
+                    return f"it would make another line permanent than the one that was tried: {made}"
         except Unfollowed as found:
             return f"what it wrote cannot be followed: {found}"
-        line = f"BOOT_IMAGE={' '.join(menu.default.linux[0][1])}"
+        line = f"BOOT_IMAGE={' '.join(menu.lasting.linux[0][1])}"
         if len(line) > LONGEST_LINE:
             return f"the command line is {len(line)} characters long, the kernel cuts it at {LONGEST_LINE}"
         if not any(word.name == "root" for word in words):
-            return f"its default entry '{menu.default.title}' names no root file system"
+            return f"its default entry '{menu.lasting.title}' names no root file system"
         if image.content != old.content:
             atomic.write(real, replace(old, content=image.content))
         return ""
+
+
+def _sorted(settings: Sequence[Setting]) -> list[Setting]:
+    return sorted(settings, key=lambda one: one.name)
+
+
+def _image(text: str) -> FileImage:
+    return FileImage(text.encode("utf-8", "surrogateescape"))
+
+
+def _without_head(text: str) -> str:
+    """The lines of a file of ours that add words."""
+    return "".join(
+        line for line in text.splitlines(keepends=True) if line != SAVED and not line.startswith("#")
+    )
+
+
+def _text(words: Sequence[Word]) -> list[tuple[str, str | None]]:
+    return [(word.name, word.value) for word in words]
+
+
+def _joined(*texts: str) -> str:
+    return "; ".join(text for text in texts if text)
 
 
 def _unknown(found: Mapping[str, Planes], why: str) -> dict[str, Planes]:
