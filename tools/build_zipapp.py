@@ -3,9 +3,8 @@
 usage: build_zipapp.py TARGET [MODULE]
 
 Holds what the module imports and no more: `cli` makes hosttune-drift, so the engine that writes settings is
-not in it, `link` makes hosttune-link, `trial_cli`
-makes hosttune-trial. The same sources give the same bytes, on whichever controller it is
-built.
+not in it, `link` makes hosttune-link, `trial_cli` makes hosttune-trial. The same sources give the same bytes,
+on whichever controller it is built.
 """
 
 from __future__ import annotations
