@@ -6,7 +6,7 @@ import datetime
 
 import pytest
 from fake_host import FullHost, as_root
-from hosttune import dangers, sizing
+from hosttune import dangers, isolation, sizing
 from hosttune.model import Refusal, Setting
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,6 +19,8 @@ PAST, FUTURE = "2026-01-31", "2999-12-31"
 @pytest.fixture
 def host(tmp_path, monkeypatch):
     as_root(monkeypatch)
+    # A host of files alone has no CPUs: which ones may be isolated is asked in test_isolation.py.
+    monkeypatch.setattr(isolation, "check", lambda _settings, _system: [])
     found = FullHost(tmp_path)
     for name, value in {
         "vm/zone_reclaim_mode": "0",

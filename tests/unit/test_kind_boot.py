@@ -6,7 +6,7 @@ import shlex
 import subprocess
 
 import pytest
-from hosttune import cmdline, engine, grub, grubenv, isolation
+from hosttune import cmdline, dangers, engine, grub, grubenv, isolation
 from hosttune.kinds.boot import BootKind, effective, to_values
 from hosttune.model import Refusal, Setting
 from hosttune.shell_source import Unfollowed
@@ -104,6 +104,8 @@ class Host(System):
 def host(tmp_path, monkeypatch):
     # A host of files alone has no CPUs: which ones may be isolated is asked in test_isolation.py.
     monkeypatch.setattr(isolation, "check", lambda _settings, _system: [])
+    # Who answers for a lowered defence is asked in test_dangers.py.
+    monkeypatch.setattr(dangers, "check", lambda _all, _wanted, _system, _now: [])
     return Host(tmp_path)
 
 
