@@ -36,7 +36,7 @@ BASE = (
     "util-linux",
 )
 # What a baked image has on top, installed and never started.
-BAKED = ("acl", "chrony", "ethtool", "numactl", "postgresql", "redis-server")
+BAKED = ("acl", "chrony", "cron", "ethtool", "numactl", "postgresql", "redis-server")
 
 
 def images_dir() -> Path:

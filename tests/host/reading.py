@@ -535,6 +535,10 @@ def _check_property(found: dict[str, Any], directive: str, wanted: Any, files: s
         lines = re.findall(rf"^{re.escape(directive)}=(.*)$", files, re.MULTILINE)
         assert lines[-1:] == [wanted], f"{directive} is not in force"
         return
+    command = re.search(r"argv\[\]=(.*?) ; ", shown) if directive.startswith("Exec") else None
+    if command:
+        assert command[1] == wanted.lstrip("-@:+!"), f"systemd runs {command[1]}"
+        return
     assert _plain(shown) == _plain(wanted), f"systemd has {shown}"
 
 
