@@ -369,6 +369,10 @@ ROWS = {
     "sysfs": Sysfs("sysfs"),
     "hugepages": Hugepages("hugepages"),
     "block": Shared("block", {"ssd/read_ahead_kb": "256"}, ("touch /sys/block", "Read-only file system")),
+    "nic": Shared(
+        "nic", {"eth0/features/gro": "off"}, ("ethtool -K eth0 gro off", "Operation not permitted")
+    ),
+    "irq": Shared("irq", {"default": "0"}, ("touch /proc/irq/default_smp_affinity", "Read-only file system")),
     "mount": Mount("mount"),
     "limit": Limit("limit"),
     "file": File("file"),
