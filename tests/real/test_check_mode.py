@@ -19,7 +19,7 @@ TRACED = (
 _WRITING = re.compile(r"\b(O_WRONLY|O_RDWR|O_CREAT|O_TRUNC|O_APPEND|O_TMPFILE)\b")
 #: What check mode may run: questions only.
 _QUESTIONS = (
-    r"systemctl show ",
+    r"systemctl (show|is-enabled) ",
     r"\S*/systemd --dump-configuration-items",
     r"(env -i .*)?\S*psql ",
     r"\S*(runuser|setpriv|su) .*psql ",
