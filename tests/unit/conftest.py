@@ -18,6 +18,7 @@ if os.environ.get("HOSTTUNE_ENGINE_ONLY"):
         "test_lab_*.py",
         "test_origins.py",
         "test_release_artefact.py",
+        "test_roles_of_cpus.py",
         "test_validation*.py",
         "test_settings_doc.py",
     ]
