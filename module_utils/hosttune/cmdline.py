@@ -1,13 +1,20 @@
-"""The kernel's command line as words, split as the kernel does it (lib/cmdline.c, next_arg)."""
+"""The kernel's command line as words, split as the kernel does it (lib/cmdline.c, next_arg).
+
+And the text of a parameter's values, as settings of kind boot have it (kinds/boot.py).
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from .model import squeeze
 
 #: where a word was written: file and line
 Origin = tuple[str, int]
 
+_PART = re.compile(r'"([^"]*)"(?= |\Z)|([^ ]+)')
 _BLANKS = " \t\n\v\f\r"
 
 
@@ -65,3 +72,19 @@ def split(text: str, origins: Sequence[Origin]) -> list[Word]:
             name = name[:-1]
         for_init = for_init or (name == "--" and value is None)
         found.append(Word(name, value, origins[start], for_init))
+
+
+def one_text(value: str | None) -> str:
+    """One value as text; None is a bare flag."""
+    if value is None:
+        return "true"
+    value = squeeze(value)
+    return f'"{value}"' if value in ("", "true") or " " in value or value[0] == "(" else value
+
+
+def to_values(text: str) -> list[str | None]:
+    """The values of a text that one_text() made."""
+    found: list[str | None] = []
+    for quoted, plain in _PART.findall(text):
+        found.append(None if plain == "true" else plain or quoted)
+    return found

@@ -300,14 +300,11 @@ class _Run:
     def _check(self, wanted: Sequence[Setting]) -> None:
         if not wanted:
             return  # what is only given back is never refused for what stays
+        everything = [*wanted, *self._others()]
         self.report.warnings += conflicts.check(
-            [*wanted, *self._others()],
-            self.system,
-            lambda kind, name: self.observer.kind(kind).canonical(name),
+            everything, self.system, lambda kind, name: self.observer.kind(kind).canonical(name)
         )
-        if wanted:
-            everything = [*wanted, *self._others()]
-            self.report.warnings += dangers.check(everything, wanted, self.system, self.observer.now)
+        self.report.warnings += dangers.check(everything, wanted, self.system, self.observer.now)
         for kind_name, settings in self.observer.by_kind(wanted).items():
             self.observer.kind(kind_name).check(settings, self.missing)
 

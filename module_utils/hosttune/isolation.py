@@ -17,8 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from . import cpulist, topology
-from .cmdline import normal
-from .kinds.boot import to_values
+from .cmdline import normal, to_values
 from .model import Refusal, Setting
 from .system import System
 from .systemd import cpu_set

@@ -48,7 +48,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from . import cpulist, irqs, timestamping
+from . import cpulist
 
 Topology = dict[str, Any]
 
@@ -467,6 +467,8 @@ def _read_pci(root: Path) -> dict[str, Any]:
 
 
 def _read_net(root: Path) -> list[dict[str, Any]]:
+    from . import timestamping  # as in `read`
+
     found = []
     folder = root / "sys/class/net"
     for name in _names(folder):
@@ -550,6 +552,8 @@ def read(root: str = "/") -> Topology:
 
     Never fails for what is missing: a machine that hides a thing has None or an empty list there.
     """
+    from . import irqs  # here: a call that only wants the fingerprint does not pay for it
+
     base = Path(root).resolve()
     topology = _read_core(base)
     cpu = base / "sys/devices/system/cpu"

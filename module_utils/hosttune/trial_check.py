@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from . import cmdline, drift, engine, grubenv, lock, trial
-from .cmdline import Word, normal
-from .kinds.boot import to_values
+from .cmdline import Word, normal, to_values
 from .model import CONFIRMED, Refusal
 from .shell_source import Unfollowed
 from .store import Manifest

@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import os
+import subprocess
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -239,6 +240,14 @@ def test_no_kind_is_loaded_that_nobody_asks_for(host, monkeypatch):
     host.apply({"kernel": {"sysctl": {"net.core.somaxconn": "4096"}}})
     assert "sysctl" in loaded
     assert loaded.isdisjoint({"block", "boot", "mount", "postgres", "redis", "unit"})
+
+
+def test_the_engine_alone_brings_the_code_of_no_kind_that_is_seldom_asked_for():
+    told = "import sys; from hosttune import demand, engine; print(*sys.modules)"
+    path = {**os.environ, "PYTHONPATH": str(Path(engine.__file__).parents[1])}
+    ran = subprocess.run([sys.executable, "-c", told], env=path, capture_output=True, text=True, check=True)
+    seldom = {"grub", "irqs", "kinds.boot", "kinds.postgres", "shell_source", "timestamping", "trial"}
+    assert not {f"hosttune.{name}" for name in seldom} & set(ran.stdout.split())
 
 
 def test_a_second_run_is_told_who_holds_the_lock(host):

@@ -7,7 +7,8 @@ import subprocess
 
 import pytest
 from hosttune import cmdline, dangers, engine, grub, grubenv, isolation
-from hosttune.kinds.boot import BootKind, effective, to_values
+from hosttune.cmdline import to_values
+from hosttune.kinds.boot import BootKind, effective
 from hosttune.model import Refusal, Setting
 from hosttune.shell_source import Unfollowed
 from hosttune.system import Ran, System

@@ -27,7 +27,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from .. import atomic, grub, grubenv, trial
-from ..cmdline import Word, normal
+from ..cmdline import Word, normal, one_text, to_values
 from ..model import (
     BOOT_TRIALS,
     CONFIRMED,
@@ -38,7 +38,6 @@ from ..model import (
     Planes,
     Refusal,
     Setting,
-    squeeze,
 )
 from ..shell_source import Unfollowed
 from ..system import KERNEL_SHARED, System
@@ -88,7 +87,6 @@ _NAME = re.compile(r"(?=.*[A-Za-z_])[A-Za-z0-9_][A-Za-z0-9_.-]*\Z")
 _PRINTABLE = re.compile(r"[ -~]*\Z")
 #: what GRUB's script language takes as it stands
 _PLAIN = re.compile(r"[A-Za-z0-9_./:,=@%+^~!-]+\Z")
-_PART = re.compile(r'"([^"]*)"(?= |\Z)|([^ ]+)')
 ABSENT = "(absent)"
 #: said of a value that the next boot has, and the one after it only if that is verified
 WAITS = "it waits for its trial boot, and is permanent once that is verified"
@@ -98,22 +96,6 @@ _NO_PAGES = "(none)"
 
 
 # the text of a value
-
-
-def one_text(value: str | None) -> str:
-    """One value as text; None is a bare flag."""
-    if value is None:
-        return "true"
-    value = squeeze(value)
-    return f'"{value}"' if value in ("", "true") or " " in value or value[0] == "(" else value
-
-
-def to_values(text: str) -> list[str | None]:
-    """The values of a text that one_text() made."""
-    found: list[str | None] = []
-    for quoted, plain in _PART.findall(text):
-        found.append(None if plain == "true" else plain or quoted)
-    return found
 
 
 def effective(name: str, words: Sequence[Word], as_list: bool) -> list[str]:
