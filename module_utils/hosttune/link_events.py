@@ -20,6 +20,8 @@ import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from .netlink import attribute, attributes, messages
+
 _ROUTE, _KOBJECT_UEVENT, _GENERIC = 0, 15, 16
 _RTMGRP_LINK, _KERNEL_UEVENTS = 1, 1
 _SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
@@ -27,8 +29,6 @@ _RTM_NEWLINK, _RTM_DELLINK, _IFLA_IFNAME = 16, 17, 3
 _IFF_UP, _IFF_LOWER_UP = 1, 0x10000
 _NLMSG_ERROR, _NLM_F_REQUEST, _GENL_ID_CTRL = 2, 1, 16
 _CTRL_GETFAMILY, _FAMILY_ID, _FAMILY_NAME, _MCAST_GROUPS, _GROUP_NAME, _GROUP_ID = 3, 1, 2, 7, 1, 2
-#: Attribute types carry two flags above them.
-_TYPE_MASK = 0x3FFF
 _HEADER_NAME = 2
 
 #: Notifications of ethtool netlink that tell of settings (ETHTOOL_MSG_*_NTF, from the kernel).
@@ -67,28 +67,6 @@ class Event:
 LOST = Event("lost", "", "events were lost")
 
 # parsing
-
-
-def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Type and payload of each netlink message in a datagram; what is cut off is left out."""
-    at = 0
-    while at + 16 <= len(data):
-        length, kind = struct.unpack_from("=IH", data, at)
-        if length < 16 or at + length > len(data):
-            return
-        yield kind, data[at + 16 : at + length]
-        at += length + 3 & ~3
-
-
-def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Type and payload of each attribute; what is cut off is left out."""
-    at = 0
-    while at + 4 <= len(data):
-        length, kind = struct.unpack_from("=HH", data, at)
-        if length < 4 or at + length > len(data):
-            return
-        yield kind & _TYPE_MASK, data[at + 4 : at + length]
-        at += length + 3 & ~3
 
 
 def _name(data: bytes) -> str:
@@ -151,9 +129,8 @@ def ethtool_family(data: bytes) -> tuple[int, int] | None:
 
 def family_request(name: str) -> bytes:
     """The question to the controller: which number has this family?"""
-    text = name.encode() + b"\0"
-    attribute = struct.pack("=HH", 4 + len(text), _FAMILY_NAME) + text
-    payload = struct.pack("=BBH", _CTRL_GETFAMILY, 1, 0) + attribute + b"\0" * (-len(attribute) % 4)
+    asked = attribute(_FAMILY_NAME, name.encode() + b"\0")
+    payload = struct.pack("=BBH", _CTRL_GETFAMILY, 1, 0) + asked
     return struct.pack("=IHHII", 16 + len(payload), _GENL_ID_CTRL, _NLM_F_REQUEST, 1, 0) + payload
 
 

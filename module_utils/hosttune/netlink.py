@@ -21,6 +21,8 @@ _GET_LINK, _NEW_LINK = 18, 16
 _GENERIC_CONTROL, _GET_FAMILY = 16, 3
 _GET_COALESCE = 19
 _NESTED = 0x8000
+#: Attribute types carry two flags above them.
+_TYPE_MASK = 0x3FFF
 #: Attributes of a link (linux/if_link.h).
 MTU, QUEUE_LENGTH = 4, 13
 _NAME, _LINK_INFO, _EXT_MASK, _MIN_MTU, _MAX_MTU, _PROPERTIES, _ALT_NAME = 3, 18, 29, 50, 51, 52, 53
@@ -56,10 +58,10 @@ def links() -> list[Link]:
     for kind, answer in exchange(socket.NETLINK_ROUTE, _GET_LINK, _DUMP, body):
         if kind == _NEW_LINK:
             _family, _type, index, flags, _change = struct.unpack_from("=BxHiII", answer)
-            about = dict(_attributes(answer[16:]))
-            inner = dict(_attributes(about.get(_LINK_INFO, b"")))
+            about = dict(attributes(answer[16:]))
+            inner = dict(attributes(about.get(_LINK_INFO, b"")))
             altnames = [
-                _text(value) for one, value in _attributes(about.get(_PROPERTIES, b"")) if one == _ALT_NAME
+                _text(value) for one, value in attributes(about.get(_PROPERTIES, b"")) if one == _ALT_NAME
             ]
             found.append(
                 Link(
@@ -87,7 +89,7 @@ def coalescing(name: str) -> frozenset[int] | None:
     for kind, answer in exchange(_GENERIC_NETLINK, family, 0, _generic(_GET_COALESCE, header)):
         if kind == family:
             # What the driver does not know is left out unless it is not zero.
-            found |= {one - 2 for one, _value in _attributes(answer[4:]) if 2 <= one <= 23}
+            found |= {one - 2 for one, _value in attributes(answer[4:]) if 2 <= one <= 23}
     return frozenset(found)
 
 
@@ -96,7 +98,7 @@ def _ethtool_family() -> int | None:
     try:
         answers = exchange(_GENERIC_NETLINK, _GENERIC_CONTROL, 0, asked)
         for _kind, answer in answers:
-            return int(struct.unpack_from("=H", dict(_attributes(answer[4:]))[1])[0])
+            return int(struct.unpack_from("=H", dict(attributes(answer[4:]))[1])[0])
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.EPROTONOSUPPORT):
             raise
@@ -110,12 +112,7 @@ def exchange(protocol: int, kind: int, flags: int, body: bytes) -> list[tuple[in
         wire.bind((0, 0))
         wire.sendall(struct.pack("=IHHII", 16 + len(body), kind, _REQUEST | flags, 1, 0) + body)
         while True:
-            whole = wire.recv(1 << 20)
-            at = 0
-            while at < len(whole):
-                length, answered = struct.unpack_from("=IH", whole, at)
-                inner = whole[at + 16 : at + length]
-                at += (length + 3) & ~3
+            for answered, inner in messages(wire.recv(1 << 20)):
                 if answered == _ERROR:
                     number = -struct.unpack_from("=i", inner)[0]
                     if number:
@@ -136,14 +133,26 @@ def attribute(kind: int, value: bytes) -> bytes:
     return struct.pack("=HH", 4 + len(value), kind) + value + bytes(-len(value) % 4)
 
 
-def _attributes(whole: bytes) -> Iterator[tuple[int, bytes]]:
+def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Type and payload of each netlink message in a datagram; what is cut off is left out."""
     at = 0
-    while at + 4 <= len(whole):
-        length, kind = struct.unpack_from("=HH", whole, at)
-        if length < 4:
+    while at + 16 <= len(data):
+        length, kind = struct.unpack_from("=IH", data, at)
+        if length < 16 or at + length > len(data):
             return
-        yield kind & 0x3FFF, whole[at + 4 : at + length]
-        at += (length + 3) & ~3
+        yield kind, data[at + 16 : at + length]
+        at += length + 3 & ~3
+
+
+def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Type and payload of each attribute; what is cut off is left out."""
+    at = 0
+    while at + 4 <= len(data):
+        length, kind = struct.unpack_from("=HH", data, at)
+        if length < 4 or at + length > len(data):
+            return
+        yield kind & _TYPE_MASK, data[at + 4 : at + length]
+        at += length + 3 & ~3
 
 
 def _text(value: bytes) -> str:
